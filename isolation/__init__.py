@@ -1,0 +1,58 @@
+"""How a policy is held: sandboxes, and what they enforce.
+
+Nouns: `Engine` (one policy, one workspace) → `Sandbox` (ready, for one request) → `Result` with its
+`Enforcement`. `plan` compiles a policy into plain values; `keeper` → `zygote` → `init` carry them
+out, each in a process of its own; one file per kernel facility serves them.
+
+Names load on first use: the zygote imports this package, too, and must stay small.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .enforcement import Enforcement, Layer
+    from .errors import (
+        CommandNotFound,
+        EnforcementError,
+        IsolationError,
+        OperationError,
+        SetupError,
+    )
+    from .result import Result
+    from .sandbox import Engine, Sandbox
+
+_HOMES = {
+    "Enforcement": "enforcement",
+    "Layer": "enforcement",
+    "CommandNotFound": "errors",
+    "EnforcementError": "errors",
+    "IsolationError": "errors",
+    "OperationError": "errors",
+    "SetupError": "errors",
+    "Result": "result",
+    "Engine": "sandbox",
+    "Sandbox": "sandbox",
+}
+
+__all__ = [
+    "CommandNotFound",
+    "Enforcement",
+    "EnforcementError",
+    "Engine",
+    "IsolationError",
+    "Layer",
+    "OperationError",
+    "Result",
+    "Sandbox",
+    "SetupError",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,29 @@
+"""Capabilities and no_new_privs: capabilities(7)."""
+
+from __future__ import annotations
+
+import errno
+
+from . import libc
+
+
+def drop_all() -> None:
+    """Empty the bounding, ambient, effective, permitted and inheritable sets of this process.
+
+    Raises:
+        OSError: the kernel refused; nothing may run after that.
+    """
+    for number in range(64):
+        try:
+            libc.prctl(libc.PR_CAPBSET_DROP, number)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # past the kernel's CAP_LAST_CAP
+                break
+            raise
+    libc.prctl(libc.PR_CAP_AMBIENT, libc.PR_CAP_AMBIENT_CLEAR_ALL)
+    libc.capset_none()
+
+
+def set_no_new_privs() -> None:
+    """Make execve(2) unable to grant privileges, for good. Source: no_new_privs.rst."""
+    libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)

@@ -1,0 +1,217 @@
+"""The root view: binds on a private tmpfs, entered with pivot_root(2), the old root detached.
+
+`build_root` runs once per policy in the zygote's mount namespace; `mount_private` once per sandbox
+in its own copy of it. Sources: mount(2), pivot_root(2), mount_setattr(2), user_namespaces(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from . import libc
+from .errors import SetupError
+from .plan import DEVICES, HOME, Plan
+
+_STAGE = "/tmp"
+_BIND_READ_ONLY = libc.MOUNT_ATTR_RDONLY | libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
+# A workspace of more entries than this is searched no further for `hide` and `protect` globs.
+_MAX_WALK = 50_000
+
+
+def build_root(plan: Plan, *, owner_id: int | None) -> None:
+    """Build the policy's view and pivot into it.
+
+    Args:
+        plan: What the view holds.
+        owner_id: Host uid to which the owner of each granted tree is mapped by an idmapped mount,
+            when the caller is root; None where the caller's own id is used.
+
+    Raises:
+        SetupError: a granted tree lies on a file system without idmapped mounts.
+        OSError: a mount was refused.
+    """
+    libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
+    # Sources are opened first: the stage hides what lies below it.
+    trees: list[tuple[int, str]] = []
+    links: list[tuple[str, str]] = []
+    for path in plan.system:
+        if os.path.islink(path):
+            links.append((os.readlink(path), path))
+        else:
+            trees.append((_tree(path, _BIND_READ_ONLY), path))
+    for path in plan.read:
+        trees.append((_tree(path, _BIND_READ_ONLY, owner_id), path))
+    writable = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
+    for path in plan.write:
+        trees.append((_tree(path, writable, owner_id), path))
+    if plan.workspace is not None:
+        attributes = writable if plan.workspace_writable else _BIND_READ_ONLY
+        trees.append((_tree(plan.workspace, attributes, owner_id), plan.workspace))
+    devices = [(_tree(f"/dev/{name}", libc.MOUNT_ATTR_NOSUID), f"/dev/{name}") for name in DEVICES]
+    proc = _tree("/proc", 0)
+
+    libc.mount("purple", _STAGE, "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, "mode=755,size=16m")
+    for name in ("proc", "dev", "tmp", "dev/shm", "dev/pts", "sys", "run", "var", "var/tmp", HOME[1:]):
+        os.makedirs(f"{_STAGE}/{name}", exist_ok=True)
+    for target, name in (("self/fd", "fd"), ("fd/0", "stdin"), ("fd/1", "stdout"), ("fd/2", "stderr")):
+        prefix = "/proc/" if name == "fd" else "/dev/"
+        os.symlink(prefix + target, f"{_STAGE}/dev/{name}")
+    os.symlink("pts/ptmx", f"{_STAGE}/dev/ptmx")
+    libc.move_mount(proc, f"{_STAGE}/proc")
+    # Short paths first, so that a grant below another is mounted over it.
+    for fd, path in sorted([*trees, *devices], key=lambda tree: tree[1].count("/")):
+        _attach(fd, _STAGE + path)
+    for target, path in links:
+        os.makedirs(os.path.dirname(_STAGE + path), exist_ok=True)
+        if not os.path.lexists(_STAGE + path):
+            os.symlink(target, _STAGE + path)
+    os.makedirs(f"{_STAGE}/.old", exist_ok=True)
+    libc.pivot_root(_STAGE, f"{_STAGE}/.old")
+    os.chdir("/")
+    libc.umount2("/.old", libc.MNT_DETACH)
+    os.rmdir("/.old")
+
+
+def mount_private(plan: Plan) -> None:
+    """Mount what no two sandboxes share: /proc, /tmp, /dev/shm, /dev/pts, HOME, /var/tmp.
+
+    Must run as pid 1 of the sandbox's pid namespace, so that /proc shows that one.
+    """
+    safe = libc.MS_NOSUID | libc.MS_NODEV
+    libc.mount("proc", "/proc", "proc", safe | libc.MS_NOEXEC)
+    for name in ("sys", "sysrq-trigger", "irq", "bus", "fs"):
+        if os.path.exists(f"/proc/{name}"):
+            _remount_read_only(f"/proc/{name}")
+    for name in ("kcore", "keys", "timer_list", "kallsyms"):
+        if os.path.exists(f"/proc/{name}"):
+            libc.mount("/dev/null", f"/proc/{name}", None, libc.MS_BIND)
+    # A grant below a directory that is private inside is taken out first and put back on top.
+    granted = [*plan.read, *plan.write, *([plan.workspace] if plan.workspace else [])]
+    clone = libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC | libc.AT_RECURSIVE
+    buried = [
+        (libc.open_tree(path, clone), path)
+        for path in granted
+        if path.startswith(("/tmp/", "/var/tmp/", "/dev/shm/", HOME + "/"))
+    ]
+    size = f"size={plan.tmp_bytes}"
+    for path, mode in (("/tmp", "1777"), ("/var/tmp", "1777"), ("/dev/shm", "1777"), (HOME, "700")):
+        libc.mount("purple", path, "tmpfs", safe, f"mode={mode},{size}")
+    libc.mount("devpts", "/dev/pts", "devpts", libc.MS_NOSUID | libc.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=600")  # fmt: skip
+    for fd, path in buried:
+        _attach(fd, path)
+    if plan.workspace is not None:
+        for path in _matches(plan.workspace, plan.hide):
+            _cover(path)
+        if plan.workspace_writable:
+            for path in _matches(plan.workspace, plan.protect):
+                _remount_read_only(path)
+    # The root itself: everything writable is a mount of its own by now.
+    libc.mount(None, "/", None, libc.MS_REMOUNT | libc.MS_BIND | libc.MS_RDONLY | safe)
+
+
+def _tree(path: str, attributes: int, owner_id: int | None = None) -> int:
+    fd = libc.open_tree(
+        path, libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC | libc.AT_RECURSIVE
+    )
+    if attributes:
+        libc.mount_setattr(fd, attributes)
+    if owner_id is not None:
+        status = os.stat(path)
+        if status.st_uid != owner_id or status.st_gid != owner_id:
+            _map_owner(fd, path, status, owner_id)
+    return fd
+
+
+def _map_owner(fd: int, path: str, status: os.stat_result, owner_id: int) -> None:
+    userns = _mapping_userns(status.st_uid, status.st_gid, owner_id)
+    try:
+        libc.mount_setattr(fd, libc.MOUNT_ATTR_IDMAP, userns, recursive=False)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP):
+            raise
+        raise SetupError(
+            f"{path}: its file system has no idmapped mounts, so as root its files cannot keep their "
+            "owner; run purple as an ordinary user who owns it, or put it on ext4, xfs or btrfs"
+        ) from error
+    finally:
+        os.close(userns)
+
+
+def _mapping_userns(uid: int, gid: int, owner_id: int) -> int:
+    """A user namespace that exists only to carry a map: on-disk id → `owner_id`."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            libc.unshare(libc.CLONE_NEWUSER)
+            os.kill(os.getpid(), signal.SIGSTOP)  # the parent writes the maps and takes the namespace
+        finally:
+            os._exit(0)
+    try:
+        os.waitpid(pid, os.WUNTRACED)
+        with open(f"/proc/{pid}/uid_map", "w") as file:
+            file.write(f"{uid} {owner_id} 1")
+        with open(f"/proc/{pid}/gid_map", "w") as file:
+            file.write(f"{gid} {owner_id} 1")
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _attach(fd: int, target: str) -> None:
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.makedirs(target, exist_ok=True)
+    elif not os.path.lexists(target):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, 0o644))
+    libc.move_mount(fd, target)
+    os.close(fd)
+
+
+def _remount_read_only(path: str) -> None:
+    fd = libc.open_tree(path, libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC | libc.AT_RECURSIVE)
+    libc.mount_setattr(fd, libc.MOUNT_ATTR_RDONLY)
+    libc.move_mount(fd, path)
+    os.close(fd)
+
+
+def _cover(path: str) -> None:
+    if os.path.isdir(path):
+        libc.mount("purple", path, "tmpfs", libc.MS_RDONLY, "size=4k,mode=555")
+    else:
+        libc.mount("/dev/null", path, None, libc.MS_BIND)
+
+
+def _matches(workspace: str, patterns: Iterable[str]) -> list[str]:
+    """Existing paths of the workspace that match; links are left out (their targets decide)."""
+    found: list[str] = []
+    globs: list[str] = []
+    for pattern in patterns:
+        clean = pattern.rstrip("/").removesuffix("/**")
+        if any(mark in clean for mark in "*?["):
+            globs.append(clean.removeprefix("**/"))
+            continue
+        path = os.path.normpath(os.path.join(workspace, clean))
+        if path.startswith(workspace + "/") and os.path.lexists(path) and not os.path.islink(path):
+            found.append(path)
+    seen = 0
+    for directory, names, files in os.walk(workspace) if globs else ():
+        for name in [*names, *files]:
+            path = os.path.join(directory, name)
+            inside = os.path.relpath(path, workspace)
+            if any(fnmatchcase(name, g) or fnmatchcase(inside, g) for g in globs):
+                if not os.path.islink(path):
+                    found.append(path)
+        seen += len(names) + len(files)
+        if seen > _MAX_WALK:
+            raise SetupError(
+                f"{workspace} has over {_MAX_WALK} entries: filesystem.hide and .protect with globs "
+                "cannot be held there; name the paths"
+            )
+    return found
+

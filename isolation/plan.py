@@ -1,0 +1,159 @@
+"""What a sandbox will be, as plain values: a policy and a workspace compiled for this host.
+
+The gateway compiles the plan; keeper, zygote and pid 1 carry it out. It travels as JSON, so the
+zygote needs neither pydantic nor libseccomp.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import SetupError
+
+if TYPE_CHECKING:
+    from ..policies import Policy
+
+HOME = "/home/agent"
+# The first id that systemd documents as belonging to nobody (UIDS-GIDS.md): what a payload is on
+# the host when the caller is root.
+UNUSED_ID = 0x70000000
+# Enough for loaders, name services, certificates and tools; /etc itself holds secrets.
+ETC = (
+    "alternatives ca-certificates ca-certificates.conf bash.bashrc debian_version default/locale "
+    "fonts gai.conf gitconfig group host.conf hosts inputrc java-17-openjdk java-21-openjdk "
+    "ld.so.cache ld.so.conf ld.so.conf.d locale.alias locale.conf localtime magic mailcap "
+    "mime.types nanorc networks nsswitch.conf os-release passwd perl pki profile profile.d "
+    "protocols python3 python3.11 python3.12 python3.13 redhat-release rpc services shells "
+    "ssl/cert.pem ssl/certs ssl/openssl.cnf terminfo timezone vim xattr.conf"
+).split()
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt")
+DEVICES = ("null", "zero", "full", "random", "urandom")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that is built before a command is known. Paths are absolute host paths."""
+
+    system: tuple[str, ...]
+    read: tuple[str, ...]
+    write: tuple[str, ...]
+    workspace: str | None
+    workspace_writable: bool
+    hide: tuple[str, ...]
+    protect: tuple[str, ...]
+    tmp_bytes: int
+    seccomp: str
+    environment: Mapping[str, str]
+    memory_bytes: int | None
+    cpu_cores: float | None
+    processes: int | None
+    open_files: int | None
+
+    def to_json(self) -> bytes:
+        """For the wire to the keeper."""
+        return json.dumps(asdict(self)).encode()
+
+    @staticmethod
+    def from_json(text: bytes) -> Plan:
+        """Inverse of `to_json`."""
+        fields = json.loads(text)
+        for name, value in fields.items():
+            if isinstance(value, list):
+                fields[name] = tuple(value)
+        return Plan(**fields)
+
+    @property
+    def bpf(self) -> bytes:
+        """The seccomp program."""
+        return base64.b64decode(self.seccomp)
+
+
+def compile_plan(policy: Policy, workspace: Path | None) -> Plan:
+    """Resolve `policy` on this host.
+
+    Args:
+        policy: What is allowed.
+        workspace: Directory that the sandbox sees at its own path; None gives it none.
+
+    Raises:
+        SetupError: the workspace or a granted path does not exist, or the system-call list does
+            not compile; the text names the key.
+    """
+    from .seccomp import compile_filter
+
+    if sentences := policy.unsupported():
+        raise SetupError("the policy asks for what this version cannot enforce: " + "; ".join(sentences))
+    mode = policy.filesystem.workspace
+    if mode == "none":
+        workspace = None
+    if workspace is not None:
+        workspace = workspace.absolute()
+        if not workspace.is_dir():
+            raise SetupError(f"workspace {workspace} is not a directory; create it or name another")
+        workspace = workspace.resolve()
+        if str(workspace) in ("/", *SYSTEM, "/etc", "/proc", "/dev", "/sys", "/tmp", "/home", "/root"):
+            raise SetupError(f"workspace {workspace} is too wide; name the project's own directory")
+    try:
+        program = compile_filter(policy)
+    except ImportError as error:
+        raise SetupError("libseccomp is missing; install it: apt install libseccomp2") from error
+    except (ValueError, OSError) as error:
+        raise SetupError(str(error)) from error
+    resources = policy.resources
+    interpreters = _interpreters()
+    return Plan(
+        system=tuple(path for path in (*SYSTEM, *(f"/etc/{n}" for n in ETC)) if os.path.lexists(path)),
+        read=(*interpreters, *_granted("read", policy.filesystem.read, workspace)),
+        write=_granted("write", policy.filesystem.write, workspace),
+        workspace=None if workspace is None else str(workspace),
+        workspace_writable=mode == "write",
+        hide=policy.filesystem.hide,
+        protect=policy.filesystem.protect,
+        tmp_bytes=policy.filesystem.tmp_bytes,
+        seccomp=base64.b64encode(program).decode(),
+        environment=_environment(policy),
+        memory_bytes=resources.memory_bytes,
+        cpu_cores=resources.cpu_cores,
+        processes=resources.processes,
+        open_files=resources.open_files,
+    )
+
+
+def _interpreters() -> tuple[str, ...]:
+    """Roots of the Python that the caller uses, where it is not system software already."""
+    roots = {sys.base_prefix, os.environ.get("VIRTUAL_ENV", "")}
+    return tuple(
+        sorted(r for r in roots if r and os.path.isdir(r) and not r.startswith(("/usr", "/opt")))
+    )
+
+
+def _granted(key: str, paths: tuple[str, ...], workspace: Path | None) -> tuple[str, ...]:
+    granted: list[str] = []
+    for path in paths:
+        full = Path(path).expanduser()
+        if not full.is_absolute():
+            full = (workspace or Path.cwd()) / full
+        if not full.exists():
+            raise SetupError(f"filesystem.{key}: {path} does not exist; create it or remove the grant")
+        granted.append(str(full.resolve()))
+    return tuple(granted)
+
+
+def _environment(policy: Policy) -> dict[str, str]:
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    for root in (sys.base_prefix, os.environ.get("VIRTUAL_ENV", "")):
+        if root and not root.startswith("/usr") and os.path.isdir(f"{root}/bin"):
+            path = f"{root}/bin:{path}"
+    environment = {"PATH": path, "HOME": HOME, "USER": "agent", "LOGNAME": "agent", "TMPDIR": "/tmp"}
+    for name in policy.environment.pass_:
+        if name in os.environ:
+            environment[name] = os.environ[name]
+    environment.update(policy.environment.set)
+    return environment

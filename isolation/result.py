@@ -1,0 +1,44 @@
+"""What a run leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .enforcement import Enforcement
+
+Reason = Literal["exited", "signaled", "timed_out", "out_of_memory", "cancelled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The end of one sandbox.
+
+    Attributes:
+        exit_code: 0–255 when the payload exited by itself; None otherwise.
+        signal: The signal's number when one ended the payload; None otherwise.
+        stdout: What was kept: the first `resources.output_limit` bytes.
+        stdout_bytes: What was written, kept or not. The same for stderr.
+        reason: Why it ended; "timed_out" and "out_of_memory" mean that we or the kernel killed it.
+        cpu_seconds: User and system time of the whole sandbox; None where no cgroup counts it.
+        memory_peak_bytes: Of the whole sandbox; None where no cgroup counts it.
+        value: The JSON of a file operation; None for a command.
+    """
+
+    exit_code: int | None
+    signal: int | None
+    stdout: bytes
+    stderr: bytes
+    stdout_bytes: int
+    stderr_bytes: int
+    reason: Reason
+    wall_seconds: float
+    cpu_seconds: float | None
+    memory_peak_bytes: int | None
+    enforcement: Enforcement
+    value: Any = None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether more was written than kept."""
+        return self.stdout_bytes > len(self.stdout) or self.stderr_bytes > len(self.stderr)
