@@ -1,0 +1,183 @@
+"""A policy as values. Every key that a file may hold is a field here; any other is an error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from .units import parse_bytes, parse_seconds
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds)]
+Effect = Literal["allow", "ask", "deny"]
+LayerName = Literal[
+    "namespaces", "mounts", "capabilities", "landlock", "seccomp", "cgroup", "network"
+]
+_ALWAYS: tuple[LayerName, ...] = (
+    "namespaces", "mounts", "capabilities", "landlock", "seccomp", "network",
+)  # fmt: skip
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+
+
+class Filesystem(_Section):
+    """What of the host is visible. System software always is, read-only."""
+
+    workspace: Literal["none", "read", "write", "overlay"] = "write"
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    hide: tuple[str, ...] = ()
+    protect: tuple[str, ...] = ()
+    tmp_bytes: Bytes = Field(default=512 << 20, alias="tmp_size")
+
+
+class SyscallRule(_Section):
+    """A verdict on a system call by one of its arguments."""
+
+    syscall: str
+    arg: int = Field(ge=0, le=5)
+    op: Literal["eq", "ne", "lt", "le", "gt", "ge", "masked_eq"]
+    value: int | str
+    action: Literal["allow", "deny"] = "allow"
+
+
+class Syscalls(_Section):
+    """Names and @groups; `allow` adds to @runtime."""
+
+    default_deny: bool = True
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    rules: tuple[SyscallRule, ...] = ()
+
+
+class Capabilities(_Section):
+    """Capabilities that the payload keeps."""
+
+    keep: tuple[str, ...] = ()
+
+
+class Resources(_Section):
+    """Limits; None is no limit. At each the sandbox is ended, and the result says by which."""
+
+    memory_bytes: Bytes | None = Field(default=None, alias="memory_limit")
+    cpu_cores: float | None = Field(default=None, alias="cpu_shares", gt=0)
+    processes: int | None = Field(default=None, ge=1)
+    wall_seconds: Seconds | None = Field(default=None, alias="timeout")
+    open_files: int | None = Field(default=None, ge=16)
+    output_bytes: Bytes = Field(default=1 << 20, alias="output_limit")
+    disk_bytes: Bytes | None = Field(default=None, alias="disk")
+    io_bytes_per_second: Bytes | None = Field(default=None, alias="io")
+
+
+class HostRule(_Section):
+    """A host pattern, narrowed by port, method and path."""
+
+    host: str
+    ports: tuple[int, ...] = ()
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+
+
+class Credential(_Section):
+    """A secret that the gateway puts in; the sandbox sees a placeholder."""
+
+    host: str
+    header: str
+    value: str
+    placeholder_env: str
+
+
+class Network(_Section):
+    """Isolated is loopback only."""
+
+    isolated: bool = True
+    allow: tuple[HostRule, ...] = ()
+    deny: tuple[HostRule, ...] = ()
+    tls: Literal["pass", "inspect"] = "pass"
+    bytes_out: Bytes | None = None
+    listen: tuple[int, ...] = ()
+    credentials: tuple[Credential, ...] = ()
+
+
+class Devices(_Section):
+    """Device nodes beyond /dev/null and its like."""
+
+    gpu: Literal["none", "all"] | tuple[int, ...] = "none"
+
+
+class Environment(_Section):
+    """Variables: `pass` from the caller by name, `set` by value."""
+
+    pass_: tuple[str, ...] = Field(default=(), alias="pass")
+    set: dict[str, str] = {}
+
+
+class ToolRule(_Section):
+    """A verdict on a tool call: globs on tool and server, a CEL expression on the rest."""
+
+    tool: str = "*"
+    server: str = "*"
+    when: str = "true"
+    effect: Effect
+    reason: str = ""
+
+
+class Tools(_Section):
+    """First deny, then ask, then allow; nothing matched: `default`."""
+
+    default: Effect = "allow"
+    rules: tuple[ToolRule, ...] = ()
+
+
+class Audit(_Section):
+    """What the record holds of arguments and output."""
+
+    arguments: Literal["full", "hash", "none"] = "full"
+    output: Literal["full", "hash", "none"] = "hash"
+    redact: tuple[str, ...] = ("password", "token", "secret", "api_key", "authorization")
+
+
+class Policy(_Section):
+    """One policy, whole and merged."""
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    extends: str | None = None
+    filesystem: Filesystem = Filesystem()
+    syscalls: Syscalls = Syscalls()
+    capabilities: Capabilities = Capabilities()
+    resources: Resources = Resources()
+    network: Network = Network()
+    devices: Devices = Devices()
+    environment: Environment = Environment()
+    tools: Tools = Tools()
+    flow: tuple[dict[str, Any], ...] = ()
+    audit: Audit = Audit()
+    require: tuple[LayerName, ...] = _ALWAYS
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON: the policy's version, in hexadecimal."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def unsupported(self) -> list[str]:
+        """Keys that this version reads but cannot hold; a policy with one is refused, not bent."""
+        found = (
+            (self.filesystem.workspace == "overlay", "filesystem.workspace: overlay"),
+            (bool(self.capabilities.keep), "capabilities.keep"),
+            (self.resources.disk_bytes is not None, "resources.disk"),
+            (self.resources.io_bytes_per_second is not None, "resources.io"),
+            (not self.network.isolated, "network.isolated: false"),
+            (bool(self.network.allow), "network.allow"),
+            (bool(self.network.listen), "network.listen"),
+            (bool(self.network.credentials), "network.credentials"),
+            (self.devices.gpu != "none", "devices.gpu"),
+            (bool(self.flow), "flow"),
+        )
+        return [f"{key} is not enforced by this version; remove it" for present, key in found if present]
