@@ -1,1 +1,211 @@
-OPERATIONS = {}
+"""File operations, as the sandbox's pid 1 does them: with plain system calls, in its own view.
+
+Nothing here decides whether a path may be touched: the mounts, Landlock and the ids of the sandbox
+do, and an `OSError` says how. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+MAX_ENTRIES = 2000
+MAX_READ_BYTES = 1 << 20
+_MAX_SEARCHED_FILE_BYTES = 8 << 20
+_SKIPPED = frozenset({".git", "node_modules", "__pycache__", ".venv"})
+
+
+def read_file(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Lines `offset`… (0-based), at most `limit`, of a text file; bounded to 1 MiB."""
+    path, offset, limit = arguments["path"], arguments.get("offset", 0), arguments.get("limit")
+    with open(path, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        size = os.fstat(file.fileno()).st_size
+        for _ in range(offset):
+            if not file.readline():
+                break
+        kept: list[bytes] = []
+        room = MAX_READ_BYTES
+        truncated = False
+        while line := file.readline(room + 1):
+            if len(line) > room or (limit is not None and len(kept) >= limit):
+                truncated = True
+                break
+            kept.append(line)
+            room -= len(line)
+    data = b"".join(kept)
+    if b"\0" in data[:8192]:
+        raise ValueError(f"{path} is a binary file of {size} bytes; use shell to look at it")
+    text = data.decode("utf-8", "replace")
+    return {"path": path, "content": text, "lines": len(kept), "size_bytes": size, "truncated": truncated}
+
+
+def write_file(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Replace or create a file, whole or not at all; missing directories are made."""
+    path, content = arguments["path"], arguments["content"]
+    data = content.encode("utf-8", "surrogatepass")
+    created = not os.path.lexists(path)
+    if parent := os.path.dirname(path):
+        os.makedirs(parent, exist_ok=True)
+    if os.path.islink(path) or (not created and not os.path.isfile(path)):
+        with open(path, "wb") as file:  # through the link; a directory is EISDIR
+            file.write(data)
+    else:
+        _replace(path, data, None if created else os.stat(path).st_mode)
+    return {"path": path, "bytes_written": len(data), "created": created}
+
+
+def _replace(path: str, data: bytes, mode: int | None) -> None:
+    fd, temporary = tempfile.mkstemp(prefix=".purple-", dir=os.path.dirname(path) or ".")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            os.fchmod(file.fileno(), 0o644 if mode is None else stat.S_IMODE(mode) & 0o777)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def edit_file(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Replace `old_text`, which must be there exactly once unless `replace_all`."""
+    path, old, new = arguments["path"], arguments["old_text"], arguments["new_text"]
+    if not old:
+        raise ValueError("old_text is empty; use write_file for a new file")
+    with open(path, encoding="utf-8", newline="") as file:
+        text = file.read()
+    count = text.count(old)
+    if count == 0:
+        raise ValueError(f"old_text is not in {path}; read the file again and copy it exactly")
+    if count > 1 and not arguments.get("replace_all", False):
+        raise ValueError(f"old_text is {count} times in {path}; give more context or set replace_all")
+    data = text.replace(old, new).encode()
+    if os.path.islink(path):
+        with open(path, "wb") as out:
+            out.write(data)
+    else:
+        _replace(path, data, os.stat(path).st_mode)
+    return {"path": path, "replacements": count}
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISLNK(mode):
+        return "symlink"
+    return "directory" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+
+
+def list_directory(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Names, kinds and sizes of one directory, sorted by name."""
+    path = arguments.get("path") or "."
+    entries: list[dict[str, Any]] = []
+    names = sorted(os.listdir(path))
+    for name in names[:MAX_ENTRIES]:
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(os.path.join(path, name))
+            entries.append({"name": _text(name), "kind": _kind(status.st_mode), "size_bytes": status.st_size})
+    return {"path": path, "entries": entries, "truncated": len(names) > MAX_ENTRIES}
+
+
+def _text(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _files(top: str) -> Iterator[str]:
+    for directory, names, files in os.walk(top):
+        names[:] = sorted(n for n in names if n not in _SKIPPED)
+        for name in sorted(files):
+            path = os.path.join(directory, name)
+            yield path[2:] if path.startswith("./") else path
+
+
+def find_files(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Files whose name, or path below `path`, matches the glob `pattern`."""
+    top, pattern = arguments.get("path") or ".", arguments["pattern"]
+    os.listdir(top)  # walk(3) would swallow that it is missing
+    plain = pattern.removeprefix("**/")
+    found: list[str] = []
+    for path in _files(top):
+        inside = os.path.relpath(path, top)
+        if fnmatch.fnmatchcase(os.path.basename(path), plain) or fnmatch.fnmatchcase(inside, pattern):
+            if len(found) == MAX_ENTRIES:
+                return {"paths": found, "truncated": True}
+            found.append(_text(path))
+    return {"paths": found, "truncated": False}
+
+
+def search_text(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Lines that match the regular expression `pattern`; binary and very large files are skipped."""
+    try:
+        expression = re.compile(arguments["pattern"])
+    except re.error as error:
+        raise ValueError(f"pattern is not a regular expression: {error}") from error
+    top, glob = arguments.get("path") or ".", arguments.get("glob") or "*"
+    matches: list[dict[str, Any]] = []
+    skipped = 0
+    os.stat(top)
+    for path in [top] if os.path.isfile(top) else _files(top):
+        if not fnmatch.fnmatchcase(os.path.basename(path), glob):
+            continue
+        try:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_SEARCHED_FILE_BYTES:
+                skipped += 1
+                continue
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError:
+            skipped += 1
+            continue
+        if b"\0" in data[:8192]:
+            continue
+        for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+            if expression.search(line):
+                if len(matches) == MAX_ENTRIES:
+                    return {"matches": matches, "truncated": True, "skipped_files": skipped}
+                matches.append({"path": _text(path), "line": number, "text": line[:500]})
+    return {"matches": matches, "truncated": False, "skipped_files": skipped}
+
+
+def move(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Rename a file or directory; an existing target is refused unless `overwrite`."""
+    source, target = arguments["source"], arguments["destination"]
+    if os.path.lexists(target) and not arguments.get("overwrite", False):
+        raise FileExistsError(errno.EEXIST, "destination exists; set overwrite to replace it", target)
+    os.lstat(source)
+    shutil.move(source, target)
+    return {"source": source, "destination": target}
+
+
+def delete(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Remove a file or link (never its target), or a directory; a full one needs `recursive`."""
+    path = arguments["path"]
+    kind = _kind(os.lstat(path).st_mode)
+    if kind != "directory":
+        os.unlink(path)
+    elif arguments.get("recursive", False):
+        shutil.rmtree(path)
+    else:
+        os.rmdir(path)
+    return {"path": path, "kind": kind}
+
+
+OPERATIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "read_file": read_file,
+    "write_file": write_file,
+    "edit_file": edit_file,
+    "list_directory": list_directory,
+    "find_files": find_files,
+    "search_text": search_text,
+    "move": move,
+    "delete": delete,
+}

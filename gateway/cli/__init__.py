@@ -1,0 +1,53 @@
+"""The command `purple`. One module a verb group; none imports what it does not need at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from . import audit, doctor, profile, run, serve
+
+EXIT_STATUSES = """\
+exit statuses: 0 done; 1 a check found something; 2 wrong usage, policy or workspace; 124 the
+time-out ended the command; 125 the sandbox could not be built; 126 the command may not be executed;
+127 there is no such command inside; 128+N signal N ended it (137: killed, also at the memory limit);
+any other is the command's own."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="purple",
+        description="Decide, sandbox and record every tool call of an LLM agent.",
+        epilog=EXIT_STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    for module in (serve, run, profile, audit, doctor):
+        module.add_parser(verbs)
+    args = parser.parse_args(arguments)
+    if args.version:
+        from ... import __version__
+
+        print(__version__)
+        return 0
+    if args.verb is None:
+        parser.print_help()
+        return 2
+    try:
+        status: int = args.handler(args)
+        return status
+    except BrokenPipeError:  # `purple audit tail | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def fail(message: str, status: int = 2) -> int:
+    """Print a sentence for the person on stderr; returns `status`."""
+    print(f"purple: {message}", file=sys.stderr)
+    return status

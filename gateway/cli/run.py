@@ -1,0 +1,94 @@
+"""`purple run -p PROFILE -- CMD…`: a command on the caller's own terminal, in a sandbox."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ...isolation import Engine, Result
+
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        "run",
+        help="run a command in a sandbox",
+        description="Standard streams, terminal, signals and exit status pass through.",
+    )
+    parser.add_argument("-p", "--profile", default="code-assistant", help="name or path")
+    parser.add_argument("-w", "--workspace", default=".", help="directory it sees (default: here)")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD…")
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it; returns the exit status described in `purple --help`."""
+    from ...policies import PolicyError, load_policy
+    from . import fail
+
+    command: list[str] = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        return fail("no command; write: purple run -p PROFILE -- CMD ARGS…")
+    workspace = Path(args.workspace)
+    if not workspace.is_dir():
+        return fail(f"workspace {workspace} is not a directory; create it or name another")
+    try:
+        policy = load_policy(args.profile, project=workspace)
+    except PolicyError as error:
+        return fail(str(error))
+    from ...isolation import CommandNotFound, Engine, IsolationError
+
+    async def go() -> int:
+        async with Engine(policy, workspace) as engine:
+            return _status(await _run(engine, command))
+
+    try:
+        return asyncio.run(go())
+    except CommandNotFound as error:
+        return fail(str(error), 126 if error.code == "EACCES" else 127)
+    except IsolationError as error:
+        return fail(str(error), 125)
+
+
+async def _run(engine: Engine, command: list[str]) -> Result:
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in _FORWARDED:
+        loop.add_signal_handler(number, signals.put_nowait, int(number))
+    terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
+    if not terminals:
+        return await engine.run_with(command, (0, 1, 2), terminal=None, signals=signals)
+    from .terminal import Relay
+
+    # The payload never gets the caller's terminal, where it could type (TIOCSTI): it has a
+    # pseudo-terminal of its own, relayed.
+    with Relay(terminals[0]) as relay:
+        fds = tuple(relay.inner if fd in terminals else fd for fd in (0, 1, 2))
+        result = await engine.run_with(
+            command, (fds[0], fds[1], fds[2]), terminal=terminals[0], signals=signals
+        )
+        relay.drain()
+        return result
+
+
+def _status(result: Result) -> int:
+    if result.reason == "timed_out":
+        print(f"purple: the time limit ended it after {result.wall_seconds:.1f} s", file=sys.stderr)
+        return 124
+    if result.reason == "out_of_memory":
+        print("purple: the memory limit ended it (resources.memory_limit)", file=sys.stderr)
+        return 137
+    if result.exit_code is not None:
+        return result.exit_code
+    with contextlib.suppress(ValueError):
+        print(f"purple: ended by {signal.Signals(result.signal or 9).name}", file=sys.stderr)
+    return 128 + (result.signal or 9)

@@ -1,0 +1,1 @@
+"""Where people already are: adapters for clients and frameworks."""
