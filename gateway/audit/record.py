@@ -1,0 +1,43 @@
+"""What a record holds of a call's arguments. Pure functions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+REDACTED = "[redacted]"
+
+
+def canonical(value: Any) -> str:
+    """One spelling for one value: sorted keys, no spaces, ASCII only, so that newlines and terminal
+    codes in an argument forge nothing in a log."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical spelling, in hexadecimal."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def redact(value: Any, names: tuple[str, ...]) -> Any:
+    """Replace the values of keys that contain one of `names`, at any depth, whatever their case."""
+    if isinstance(value, Mapping):
+        items = cast(Mapping[str, Any], value).items()
+        return {
+            key: REDACTED if any(n.lower() in key.lower() for n in names) else redact(item, names)
+            for key, item in items
+        }
+    if isinstance(value, list):
+        return [redact(item, names) for item in cast(list[Any], value)]
+    return value
+
+
+def recorded_arguments(
+    arguments: Mapping[str, Any], mode: Literal["full", "hash", "none"], names: tuple[str, ...]
+) -> Any:
+    """What goes into the record: redacted and whole, their digest, or nothing."""
+    if mode == "none":
+        return None
+    return {"sha256": digest(arguments)} if mode == "hash" else redact(arguments, names)

@@ -1,0 +1,64 @@
+"""`purple audit tail | verify`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb group."""
+    parser: argparse.ArgumentParser = verbs.add_parser("audit", help="read and verify the record")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    tail = actions.add_parser("tail", help="the newest calls, a line each")
+    tail.add_argument("-n", type=int, default=20, help="how many (default 20)")
+    tail.add_argument("--json", action="store_true", help="the entries as they are")
+    check = actions.add_parser("verify", help="check the hash chain; 1 when it is broken")
+    for action in (tail, check):
+        action.add_argument("--path", type=Path, help="the log (default: the user's own)")
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the action."""
+    from ..audit import default_path, verify
+    from ..audit.log import entries
+    from . import fail
+
+    path: Path = args.path or default_path()
+    try:
+        if args.action == "verify":
+            report = verify(path)
+            for problem in report.problems:
+                print(f"{path}: {problem}")
+            for call_id in report.interrupted:
+                print(f"call {call_id}: begun, never ended (the gateway was killed)")
+            state = "BROKEN" if report.problems else "intact"
+            print(f"{report.lines} lines, {report.calls} calls, chain {state}")
+            return 1 if report.problems else 0
+        if args.json:
+            lines = [json.dumps(entry) for _, entry in entries(path) if entry is not None]
+            print("\n".join(lines[-args.n :]))
+        else:
+            begun: dict[str, dict[str, Any]] = {}
+            for _, entry in entries(path):
+                if entry is not None:
+                    begun.setdefault(str(entry.get("call_id")), {}).update(entry)
+            for entry in list(begun.values())[-args.n :]:
+                print(_line(entry))
+    except OSError as error:
+        return fail(f"cannot read {path}: {error.strerror}; nothing has been recorded there yet?")
+    return 0
+
+
+def _line(entry: dict[str, Any]) -> str:
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(entry.get("time", 0))))
+    fields = [stamp, str(entry.get("call_id", ""))[:8], entry.get("tool"), entry.get("effect"), entry.get("rule")]
+    fields.append(entry.get("reason", "-") if entry.get("event") == "end" else "interrupted")
+    fields.append(json.dumps(entry.get("arguments")))
+    text = "  ".join("-" if field is None else str(field) for field in fields)
+    # Arguments are JSON in ASCII; a tool's name could still carry terminal codes.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
