@@ -1,0 +1,21 @@
+"""Stable reason codes, shared by replies, records, spans, docs and tests."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a call ended as it did."""
+
+    COMPLETED = "completed"
+    POLICY_DENIED = "policy_denied"
+    APPROVAL_REQUIRED = "approval_required"
+    INVALID_ARGUMENTS = "invalid_arguments"
+    UNKNOWN_TOOL = "unknown_tool"
+    COMMAND_NOT_FOUND = "command_not_found"
+    OPERATION_FAILED = "operation_failed"
+    TIMED_OUT = "timed_out"
+    OUT_OF_MEMORY = "out_of_memory"
+    CANCELLED = "cancelled"
+    SANDBOX_UNAVAILABLE = "sandbox_unavailable"

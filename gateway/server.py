@@ -1,0 +1,97 @@
+"""The MCP server: built-in tools over stdio, in both protocol eras (the SDK's)."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import mcp_types as types
+from mcp.server import Server
+from mcp.server.context import ServerRequestContext
+from mcp.server.stdio import stdio_server
+
+from .. import __version__
+from ..isolation import Engine
+from ..policies import Policy
+from .audit import AuditLog, default_path, spans
+from .calls import Calls
+from .tools import TOOLS
+
+_PROGRESS_SECONDS = 0.1  # running output is gathered for this long, so that a flood stays small
+
+
+def build_server(calls: Calls) -> Server[Any]:
+    """An SDK server whose tools are ours; it can be served on any of the SDK's transports."""
+
+    async def list_tools(
+        _: ServerRequestContext[Any], __: types.PaginatedRequestParams | None
+    ) -> types.ListToolsResult:
+        return types.ListToolsResult(
+            tools=[
+                types.Tool(
+                    name=tool.name,
+                    title=tool.title,
+                    description=tool.description,
+                    input_schema=tool.input_schema,
+                    output_schema=tool.output_schema,
+                    annotations=types.ToolAnnotations.model_validate(tool.annotations),
+                )
+                for tool in TOOLS.values()
+            ]
+        )
+
+    async def call_tool(
+        context: ServerRequestContext[Any], params: types.CallToolRequestParams
+    ) -> types.CallToolResult:
+        waiting: list[str] = []
+        reporter = asyncio.create_task(_report(context, waiting))
+        try:
+            outcome = await calls.call(params.name, params.arguments or {}, progress=waiting.append)
+        finally:
+            reporter.cancel()
+        return types.CallToolResult(
+            content=[types.TextContent(type="text", text=outcome.text)],
+            structured_content=outcome.content,
+            is_error=outcome.is_error,
+        )
+
+    return Server(
+        "purple",
+        version=__version__,
+        instructions=(
+            f"Tools run in a sandbox under policy {calls.policy.name}: {calls.policy.description} "
+            "A refusal names its rule; retrying the same call will not change it."
+        ),
+        on_list_tools=list_tools,
+        on_call_tool=call_tool,
+    )
+
+
+async def _report(context: ServerRequestContext[Any], waiting: list[str]) -> None:
+    count = 0
+    while True:
+        await asyncio.sleep(_PROGRESS_SECONDS)
+        if waiting:
+            text = "".join(waiting)[-4096:]
+            waiting.clear()
+            count += 1
+            await context.session.report_progress(count, message=text)
+
+
+async def serve_stdio(policy: Policy, workspace: Path) -> None:
+    """Serve on stdin and stdout until the client closes them.
+
+    Raises:
+        SetupError: the sandbox cannot be built, or less than the policy requires is enforced.
+        OSError: the audit log cannot be written.
+    """
+    spans.configure()
+    log = AuditLog(default_path())
+    try:
+        async with Engine(policy, workspace) as engine:
+            server = build_server(Calls(engine=engine, policy=policy, log=log))
+            async with stdio_server() as (reader, writer):
+                await server.run(reader, writer, server.create_initialization_options())
+    finally:
+        log.close()
