@@ -1,0 +1,283 @@
+"""What holds inside a sandbox, each denial beside its control."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from purplebox.isolation import (
+    CommandNotFound,
+    EnforcementError,
+    Engine,
+    OperationError,
+    Result,
+    SetupError,
+)
+from purplebox.policies import Policy, load_policy
+
+T = TypeVar("T")
+BASE = load_policy("base")
+
+
+def in_engine(policy: Policy, workspace: Path, body: Callable[[Engine], Awaitable[T]]) -> T:
+    async def go() -> T:
+        async with Engine(policy, workspace) as engine:
+            return await body(engine)
+
+    return asyncio.run(go())
+
+
+def shell(workspace: Path, command: str, policy: Policy = BASE) -> Result:
+    return in_engine(policy, workspace, lambda engine: engine.run(["sh", "-c", command]))
+
+
+def with_resources(**limits: object) -> Policy:
+    return BASE.model_copy(update={"resources": BASE.resources.model_copy(update=limits)})
+
+
+def test_status_streams_and_workspace_pass_through(workspace: Path) -> None:
+    result = shell(workspace, "pwd; echo no >&2; echo hi > new; exit 7")
+    assert (result.exit_code, result.reason) == (7, "exited")
+    assert result.stdout.decode() == f"{workspace}\n"
+    assert result.stderr == b"no\n"
+    owner = workspace.stat()
+    made = (workspace / "new").stat()
+    assert (made.st_uid, made.st_gid) == (owner.st_uid, owner.st_gid)
+
+
+def test_payload_holds_no_privilege(workspace: Path) -> None:
+    text = shell(workspace, "cat /proc/self/status; cat /proc/self/uid_map").stdout.decode()
+    fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(fields[name], 16) == 0
+    assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
+    assert text.splitlines()[-1].split()[1] != "0"  # on the host it is not root
+
+
+def test_only_its_own_processes_are_visible(workspace: Path) -> None:
+    listed = shell(workspace, "echo /proc/[0-9]*").stdout.decode().split()
+    assert listed == ["/proc/1", "/proc/2"]
+    assert b"Permission denied" in shell(workspace, "cat /proc/1/environ").stderr
+
+
+def test_host_files_are_invisible_and_a_granted_one_is_not(workspace: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_text("s3cret")
+    assert b"No such file or directory" in shell(workspace, f"cat {secret}/key").stderr
+    filesystem = BASE.filesystem.model_copy(update={"read": (str(secret),)})
+    granted = BASE.model_copy(update={"filesystem": filesystem})
+    assert shell(workspace, f"cat {secret}/key", granted).stdout == b"s3cret"
+    assert b"Read-only file system" in shell(workspace, f"echo x > {secret}/key", granted).stderr
+
+
+def test_system_is_read_only_and_the_workspace_is_not(workspace: Path) -> None:
+    for place in ("/usr/x", "/etc/x", "/x", "/proc/sys/kernel/core_pattern"):
+        error = shell(workspace, f"echo x > {place}").stderr.decode()
+        assert "Read-only file system" in error or "Permission denied" in error, place
+    assert shell(workspace, "echo x > here && echo x > /tmp/there").exit_code == 0
+
+
+def test_protected_paths_are_read_only_at_run_time(workspace: Path) -> None:
+    (workspace / ".git" / "hooks").mkdir(parents=True)
+    (workspace / ".git" / "config").write_text("[core]\n")
+    for path in (".git/config", ".git/hooks/pre-commit"):
+        assert b"Read-only file system" in shell(workspace, f"echo x > {path}").stderr
+    assert shell(workspace, "echo x > .git/description").exit_code == 0
+
+
+def test_hidden_files_show_nothing(workspace: Path) -> None:
+    (workspace / "sub").mkdir()
+    for name in (".env", "sub/.env"):
+        (workspace / name).write_text("TOKEN=1")
+    assistant = load_policy("code-assistant")
+    assert shell(workspace, "cat .env sub/.env", assistant).stdout == b""
+    assert shell(workspace, "cat .env sub/.env").stdout == b"TOKEN=1TOKEN=1"
+
+
+CONNECT = """python3 -c '
+import errno, socket, sys
+s = socket.socket(); s.settimeout(2)
+print(errno.errorcode.get(s.connect_ex(("127.0.0.1", {port}))))'"""
+
+
+def test_the_hosts_loopback_is_unreachable_on_a_live_port(workspace: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), 2):
+            pass  # the control: it listens
+        assert shell(workspace, CONNECT.format(port=port)).stdout == b"ECONNREFUSED\n"
+    outside = CONNECT.format(port=80).replace("127.0.0.1", "192.0.2.1")
+    assert shell(workspace, outside).stdout == b"ENETUNREACH\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("l.unshare(0x10000000)", "EPERM"),
+        ("l.ptrace(0, 0, 0, 0)", "EPERM"),
+        ("l.mount(b'x', b'/tmp', b'tmpfs', 0, None)", "EPERM"),
+        ("l.syscall(425, 8, 0)", "EPERM"),  # io_uring_setup
+        ("l.syscall(435, 0, 0)", "ENOSYS"),  # clone3
+        ("l.socket(40, 1, 0)", "EPERM"),  # AF_VSOCK
+        ("l.socket(38, 5, 0)", "EPERM"),  # AF_ALG
+        ("l.ioctl(0, 0x5412, b'x')", "EPERM"),  # TIOCSTI
+        ("l.ioctl(0, ctypes.c_ulong(0x541C | 1 << 32), b'x')", "EPERM"),  # TIOCLINUX, high bits set
+        ("l.ioctl(0, 0x5413, b'x' * 8)", "ENOTTY"),  # TIOCGWINSZ: the filter lets it through
+        ("l.socket(2, 1, 0)", "ok"),
+    ],
+)
+def test_system_calls(workspace: Path, code: str, expected: str) -> None:
+    program = f"import ctypes, errno; l = ctypes.CDLL(None, use_errno=True); r = {code}; print('ok' if r >= 0 else errno.errorcode[ctypes.get_errno()])"  # fmt: skip
+    result = in_engine(BASE, workspace, lambda e: e.run(["python3", "-c", program]))
+    assert result.stdout.decode().strip() == expected, result.stderr
+
+
+def test_time_memory_and_output_limits(workspace: Path) -> None:
+    slow = shell(workspace, "trap '' TERM; sleep 60", with_resources(wall_seconds=0.5))
+    assert slow.reason == "timed_out"
+    eater = "x = []\nwhile True: x.append(b'a' * (1 << 20))"
+
+    async def eat(engine: Engine) -> Result:
+        return await engine.run(["python3", "-c", eater])
+
+    eaten = in_engine(with_resources(memory_bytes=64 << 20), workspace, eat)
+    assert eaten.reason == "out_of_memory" or b"MemoryError" in eaten.stderr
+    loud = shell(workspace, "head -c 100000000 /dev/zero", with_resources(output_bytes=4096))
+    assert (len(loud.stdout), loud.stdout_bytes, loud.truncated) == (4096, 100_000_000, True)
+
+
+def test_a_fork_bomb_ends_while_another_sandbox_answers(workspace: Path) -> None:
+    bomb = "f() { f | f & f; }; f"
+
+    async def both(engine: Engine) -> tuple[Result, Result]:
+        task = asyncio.create_task(engine.run(["sh", "-c", bomb], wall_seconds=5))
+        await asyncio.sleep(0.3)
+        other = await engine.run(["echo", "alive"])
+        return await task, other
+
+    bombed, other = in_engine(with_resources(processes=64), workspace, both)
+    assert other.stdout == b"alive\n"
+    assert bombed.reason in ("timed_out", "exited")
+
+
+def test_what_a_run_leaves_in_the_background_is_gone(workspace: Path) -> None:
+    command = "(setsid sh -c 'while :; do date >> beat; sleep 0.05; done' &) ; sleep 0.3"
+    assert shell(workspace, command).exit_code == 0
+    before = (workspace / "beat").read_text()
+    assert before
+
+    async def later() -> str:
+        await asyncio.sleep(0.3)
+        return (workspace / "beat").read_text()
+
+    assert asyncio.run(later()) == before
+
+
+def test_cancelling_kills(workspace: Path) -> None:
+    async def body(engine: Engine) -> float:
+        task = asyncio.create_task(engine.run(["sh", "-c", "echo > started; sleep 60"]))
+        while not (workspace / "started").exists():
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return (await engine.run(["echo", "next"])).wall_seconds
+
+    assert in_engine(BASE, workspace, body) < 30
+
+
+def test_operations_are_decided_by_the_kernel(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("no")
+    (workspace / "link").symlink_to(tmp_path / "outside")
+
+    async def body(engine: Engine) -> object:
+        for path, code in (
+            ("link", "ENOENT"), ("../outside", "ENOENT"), ("/proc/1/environ", "EACCES"),
+        ):  # fmt: skip
+            with pytest.raises(OperationError) as caught:
+                await engine.call("read_file", {"path": path})
+            assert caught.value.code == code, path
+        await engine.call("write_file", {"path": "a/b.txt", "content": "x\n" * 3})
+        edit = {"path": "a/b.txt", "old_text": "x", "new_text": "y", "replace_all": True}
+        await engine.call("edit_file", edit)
+        return (await engine.call("read_file", {"path": "a/b.txt"})).value["content"]
+
+    assert in_engine(BASE, workspace, body) == "y\ny\ny\n"
+    assert (workspace / "a" / "b.txt").read_text() == "y\ny\ny\n"
+
+
+def test_bad_commands_and_directories_are_named(workspace: Path) -> None:
+    async def body(engine: Engine) -> None:
+        (workspace / "plain").write_text("")
+        for argv, code in ((["nonesuch"], "ENOENT"), (["./plain"], "EACCES")):
+            with pytest.raises(CommandNotFound) as caught:
+                await engine.run(argv)
+            assert caught.value.code == code
+        with pytest.raises(CommandNotFound, match="cwd 'nowhere'"):
+            await engine.run(["true"], cwd="nowhere")
+        assert (await engine.run(["true"])).exit_code == 0
+
+    in_engine(BASE, workspace, body)
+
+
+def test_a_workspace_that_is_missing_or_too_wide_is_refused(tmp_path: Path) -> None:
+    async def nothing(_: Engine) -> None: ...
+
+    for path, words in ((tmp_path / "nowhere", "not a directory"), (Path("/usr"), "too wide")):
+        with pytest.raises(SetupError, match=words):
+            in_engine(BASE, path, nothing)
+
+
+def test_less_than_required_is_refused(workspace: Path) -> None:
+    async def status(engine: Engine) -> str:
+        return engine.enforcement.layers["cgroup"].status
+
+    have = in_engine(BASE, workspace, status)
+    strict = BASE.model_copy(update={"require": (*BASE.require, "cgroup")})
+    if have == "full":
+        assert in_engine(strict, workspace, status) == "full"
+    else:
+        with pytest.raises(EnforcementError, match="layer cgroup is partial"):
+            in_engine(strict, workspace, status)
+
+
+def test_the_smallest_system_call_list_runs_python(workspace: Path, tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        'name: "my-ai-agent"\nsyscalls:\n  default_deny: true\n  allow: ["read", "write", "execve"]\n'
+        'resources:\n  memory_limit: "4G"\n  cpu_shares: 0.5\n  timeout: 3600\nnetwork:\n  isolated: true\n'
+    )
+    run = in_engine(load_policy(str(path)), workspace, lambda e: e.run(["python3", "-c", "print(6*7)"]))
+    assert run.stdout == b"42\n", run.stderr
+
+
+def test_nothing_is_left_behind(workspace: Path) -> None:
+    def own_children() -> set[str]:
+        found: set[str] = set()
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                stat = Path(f"/proc/{pid}/stat").read_text()
+            except OSError:
+                continue
+            if stat.rsplit(")", 1)[1].split()[1] == str(os.getpid()):
+                found.add(pid)
+        return found
+
+    def cgroups() -> set[str]:
+        return {d for d, _, _ in os.walk("/sys/fs/cgroup") if "/purple-" in d}
+
+    before = own_children(), cgroups(), len(os.listdir("/proc/self/fd"))
+
+    async def many(engine: Engine) -> None:
+        await asyncio.gather(*(engine.run(["true"]) for _ in range(20)))
+
+    in_engine(BASE, workspace, many)
+    assert (own_children(), cgroups(), len(os.listdir("/proc/self/fd"))) == before
