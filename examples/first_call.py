@@ -1,6 +1,6 @@
 """Connect an MCP client to Purple, run one command, and see two others stopped.
 
-    python examples/first_call.py
+python examples/first_call.py
 """
 
 import asyncio

@@ -50,7 +50,12 @@ class Calls:
     log: AuditLog
 
     async def call(
-        self, tool: str, arguments: Mapping[str, Any], *, client: str = "", progress: Progress | None = None
+        self,
+        tool: str,
+        arguments: Mapping[str, Any],
+        *,
+        client: str = "",
+        progress: Progress | None = None,
     ) -> Outcome:
         """Carry one call out. Cancelling it kills its sandbox first, then records that."""
         definition = TOOLS.get(tool)
@@ -92,12 +97,18 @@ class Calls:
             spans.annotate({spans.REASON: end["reason"], spans.EXIT_CODE: end.get("exit_code")})
 
     def _judge(
-        self, definition: ToolDefinition | None, tool: str, arguments: Mapping[str, Any], client: str
+        self,
+        definition: ToolDefinition | None,
+        tool: str,
+        arguments: Mapping[str, Any],
+        client: str,
     ) -> tuple[Decision, Outcome | None]:
         if definition is None:
             known = ", ".join(TOOLS)
             decision = Decision(effect="deny", reason="unknown tool", rule="tools")
-            return decision, Outcome(reason=Reason.UNKNOWN_TOOL, text=f"There is no tool {tool!r}; there are: {known}.")
+            return decision, Outcome(
+                reason=Reason.UNKNOWN_TOOL, text=f"There is no tool {tool!r}; there are: {known}."
+            )
         validator = jsonschema.Draft202012Validator(definition.input_schema)
         if (error := next(iter(validator.iter_errors(dict(arguments))), None)) is not None:
             where = ".".join(str(part) for part in error.absolute_path)
@@ -111,7 +122,9 @@ class Calls:
         if decision.effect == "ask":
             text = f"Refused: this needs a person's approval, and nobody can be asked here ({rule}): {decision.reason}"
             return decision, Outcome(reason=Reason.APPROVAL_REQUIRED, text=text)
-        return decision, Outcome(reason=Reason.POLICY_DENIED, text=f"Denied by {rule}: {decision.reason}")
+        return decision, Outcome(
+            reason=Reason.POLICY_DENIED, text=f"Denied by {rule}: {decision.reason}"
+        )
 
     async def _run(
         self, tool: str, arguments: Mapping[str, Any], progress: Progress | None
@@ -132,7 +145,11 @@ class Calls:
             return Outcome(reason=Reason.OPERATION_FAILED, text=text), None
         except IsolationError as error:
             return Outcome(reason=Reason.SANDBOX_UNAVAILABLE, text=f"Not run: {error}"), None
-        text = result.value["content"] if tool == "read_file" else json.dumps(result.value, ensure_ascii=False)
+        text = (
+            result.value["content"]
+            if tool == "read_file"
+            else json.dumps(result.value, ensure_ascii=False)
+        )
         return Outcome(reason=Reason.COMPLETED, text=text, content=result.value), result
 
     async def _shell(

@@ -73,7 +73,11 @@ class Hierarchy:
                 continue
             if base == parent and os.geteuid() == 0 and base != _ROOT and not _delegated(base):
                 continue
-            if base == here and not {"memory", "pids"} <= set(enabled) and not self._enable(here, wanted):
+            if (
+                base == here
+                and not {"memory", "pids"} <= set(enabled)
+                and not self._enable(here, wanted)
+            ):
                 continue
             path = f"{base}/{name}"
             os.mkdir(path)
@@ -179,7 +183,11 @@ class Cgroup:
     def usage(self) -> dict[str, float | int | None]:
         """`cpu_seconds`, `memory_peak_bytes` and `oom_kills`; None where the kernel has no figure."""
         memory = self._path("memory")
-        usage: dict[str, float | int | None] = {"cpu_seconds": None, "memory_peak_bytes": None, "oom_kills": 0}
+        usage: dict[str, float | int | None] = {
+            "cpu_seconds": None,
+            "memory_peak_bytes": None,
+            "oom_kills": 0,
+        }
         with contextlib.suppress(OSError, ValueError, KeyError):
             if self.version == 2:
                 stat = dict(line.split() for line in _read(f"{memory}/cpu.stat").splitlines())

@@ -46,7 +46,13 @@ def read_file(arguments: dict[str, Any]) -> dict[str, Any]:
     if b"\0" in data[:8192]:
         raise ValueError(f"{path} is a binary file of {size} bytes; use shell to look at it")
     text = data.decode("utf-8", "replace")
-    return {"path": path, "content": text, "lines": len(kept), "size_bytes": size, "truncated": truncated}
+    return {
+        "path": path,
+        "content": text,
+        "lines": len(kept),
+        "size_bytes": size,
+        "truncated": truncated,
+    }
 
 
 def write_file(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +94,9 @@ def edit_file(arguments: dict[str, Any]) -> dict[str, Any]:
     if count == 0:
         raise ValueError(f"old_text is not in {path}; read the file again and copy it exactly")
     if count > 1 and not arguments.get("replace_all", False):
-        raise ValueError(f"old_text is {count} times in {path}; give more context or set replace_all")
+        raise ValueError(
+            f"old_text is {count} times in {path}; give more context or set replace_all"
+        )
     data = text.replace(old, new).encode()
     if os.path.islink(path):
         with open(path, "wb") as out:
@@ -112,7 +120,9 @@ def list_directory(arguments: dict[str, Any]) -> dict[str, Any]:
     for name in names[:MAX_ENTRIES]:
         with contextlib.suppress(FileNotFoundError):
             status = os.lstat(os.path.join(path, name))
-            entries.append({"name": _text(name), "kind": _kind(status.st_mode), "size_bytes": status.st_size})
+            entries.append(
+                {"name": _text(name), "kind": _kind(status.st_mode), "size_bytes": status.st_size}
+            )
     return {"path": path, "entries": entries, "truncated": len(names) > MAX_ENTRIES}
 
 
@@ -136,7 +146,9 @@ def find_files(arguments: dict[str, Any]) -> dict[str, Any]:
     found: list[str] = []
     for path in _files(top):
         inside = os.path.relpath(path, top)
-        if fnmatch.fnmatchcase(os.path.basename(path), plain) or fnmatch.fnmatchcase(inside, pattern):
+        if fnmatch.fnmatchcase(os.path.basename(path), plain) or fnmatch.fnmatchcase(
+            inside, pattern
+        ):
             if len(found) == MAX_ENTRIES:
                 return {"paths": found, "truncated": True}
             found.append(_text(path))
@@ -180,7 +192,9 @@ def move(arguments: dict[str, Any]) -> dict[str, Any]:
     """Rename a file or directory; an existing target is refused unless `overwrite`."""
     source, target = arguments["source"], arguments["destination"]
     if os.path.lexists(target) and not arguments.get("overwrite", False):
-        raise FileExistsError(errno.EEXIST, "destination exists; set overwrite to replace it", target)
+        raise FileExistsError(
+            errno.EEXIST, "destination exists; set overwrite to replace it", target
+        )
     os.lstat(source)
     shutil.move(source, target)
     return {"source": source, "destination": target}

@@ -6,6 +6,7 @@ makes the pidfd readable. The order of the lock-down is in `_lock_down`, nowhere
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -37,18 +38,28 @@ def run_init(control: socket.socket, plan: Plan, *, limit_by_rlimits: bool) -> N
         _lock_down(plan, limit_by_rlimits=limit_by_rlimits)
         control.send(b'{"ready": true}')
     except BaseException as error:
-        control.send(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
+        _tell(control, {"error": f"{type(error).__name__}: {error}"})
         os._exit(1)
     try:
         _serve(control, plan, watch=limit_by_rlimits)
     except BaseException as error:
-        control.send(json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
+        _tell(control, {"failed": f"{type(error).__name__}: {error}"})
     os._exit(0)
+
+
+def _tell(control: socket.socket, message: dict[str, str]) -> None:
+    # Whatever happens, this process must not return into the zygote's code that it was forked from.
+    with contextlib.suppress(OSError):
+        control.send(json.dumps(message).encode())
 
 
 def _lock_down(plan: Plan, *, limit_by_rlimits: bool) -> None:
     libc.unshare(
-        libc.CLONE_NEWNS | libc.CLONE_NEWIPC | libc.CLONE_NEWUTS | libc.CLONE_NEWNET | libc.CLONE_NEWCGROUP
+        libc.CLONE_NEWNS
+        | libc.CLONE_NEWIPC
+        | libc.CLONE_NEWUTS
+        | libc.CLONE_NEWNET
+        | libc.CLONE_NEWCGROUP
     )
     socket.sethostname("purple")
     _loopback_up()
@@ -172,10 +183,8 @@ def _wait(control: socket.socket, pid: int, memory_bytes: int | None) -> None:
             elif not (order := control.recv(64)):
                 return  # the gateway is gone, and so are we
             else:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, int(order))
-                except ProcessLookupError:
-                    pass
         if memory_bytes is not None and _resident_bytes() > memory_bytes:
             control.send(b'{"out_of_memory": true}')
             return

@@ -106,5 +106,3 @@ def _pid_of(pidfd: int) -> int:
             if line.startswith("Pid:"):
                 return int(line.split()[1])
     raise SetupError("pidfd without a Pid line; is /proc mounted?")
-
-

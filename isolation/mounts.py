@@ -56,9 +56,25 @@ def build_root(plan: Plan, *, owner_id: int | None) -> None:
     proc = _tree("/proc", 0)
 
     libc.mount("purple", _STAGE, "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, "mode=755,size=16m")
-    for name in ("proc", "dev", "tmp", "dev/shm", "dev/pts", "sys", "run", "var", "var/tmp", HOME[1:]):
+    for name in (
+        "proc",
+        "dev",
+        "tmp",
+        "dev/shm",
+        "dev/pts",
+        "sys",
+        "run",
+        "var",
+        "var/tmp",
+        HOME[1:],
+    ):
         os.makedirs(f"{_STAGE}/{name}", exist_ok=True)
-    for target, name in (("self/fd", "fd"), ("fd/0", "stdin"), ("fd/1", "stdout"), ("fd/2", "stderr")):
+    for target, name in (
+        ("self/fd", "fd"),
+        ("fd/0", "stdin"),
+        ("fd/1", "stdout"),
+        ("fd/2", "stderr"),
+    ):
         prefix = "/proc/" if name == "fd" else "/dev/"
         os.symlink(prefix + target, f"{_STAGE}/dev/{name}")
     os.symlink("pts/ptmx", f"{_STAGE}/dev/ptmx")
@@ -115,9 +131,7 @@ def mount_private(plan: Plan) -> None:
 
 
 def _tree(path: str, attributes: int, owner_id: int | None = None) -> int:
-    fd = libc.open_tree(
-        path, libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC | libc.AT_RECURSIVE
-    )
+    fd = libc.open_tree(path, libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC | libc.AT_RECURSIVE)
     if attributes:
         libc.mount_setattr(fd, attributes)
     if owner_id is not None:
@@ -148,7 +162,9 @@ def _mapping_userns(uid: int, gid: int, owner_id: int) -> int:
     if pid == 0:
         try:
             libc.unshare(libc.CLONE_NEWUSER)
-            os.kill(os.getpid(), signal.SIGSTOP)  # the parent writes the maps and takes the namespace
+            os.kill(
+                os.getpid(), signal.SIGSTOP
+            )  # the parent writes the maps and takes the namespace
         finally:
             os._exit(0)
     try:
@@ -214,4 +230,3 @@ def _matches(workspace: str, patterns: Iterable[str]) -> list[str]:
                 "cannot be held there; name the paths"
             )
     return found
-

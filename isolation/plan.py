@@ -25,14 +25,57 @@ HOME = "/home/agent"
 # the host when the caller is root.
 UNUSED_ID = 0x70000000
 # Enough for loaders, name services, certificates and tools; /etc itself holds secrets.
-ETC = (
-    "alternatives ca-certificates ca-certificates.conf bash.bashrc debian_version default/locale "
-    "fonts gai.conf gitconfig group host.conf hosts inputrc java-17-openjdk java-21-openjdk "
-    "ld.so.cache ld.so.conf ld.so.conf.d locale.alias locale.conf localtime magic mailcap "
-    "mime.types nanorc networks nsswitch.conf os-release passwd perl pki profile profile.d "
-    "protocols python3 python3.11 python3.12 python3.13 redhat-release rpc services shells "
-    "ssl/cert.pem ssl/certs ssl/openssl.cnf terminfo timezone vim xattr.conf"
-).split()
+ETC = [
+    "alternatives",
+    "ca-certificates",
+    "ca-certificates.conf",
+    "bash.bashrc",
+    "debian_version",
+    "default/locale",
+    "fonts",
+    "gai.conf",
+    "gitconfig",
+    "group",
+    "host.conf",
+    "hosts",
+    "inputrc",
+    "java-17-openjdk",
+    "java-21-openjdk",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "locale.alias",
+    "locale.conf",
+    "localtime",
+    "magic",
+    "mailcap",
+    "mime.types",
+    "nanorc",
+    "networks",
+    "nsswitch.conf",
+    "os-release",
+    "passwd",
+    "perl",
+    "pki",
+    "profile",
+    "profile.d",
+    "protocols",
+    "python3",
+    "python3.11",
+    "python3.12",
+    "python3.13",
+    "redhat-release",
+    "rpc",
+    "services",
+    "shells",
+    "ssl/cert.pem",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "terminfo",
+    "timezone",
+    "vim",
+    "xattr.conf",
+]
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 
@@ -89,7 +132,9 @@ def compile_plan(policy: Policy, workspace: Path | None) -> Plan:
     from .seccomp import compile_filter
 
     if sentences := policy.unsupported():
-        raise SetupError("the policy asks for what this version cannot enforce: " + "; ".join(sentences))
+        raise SetupError(
+            "the policy asks for what this version cannot enforce: " + "; ".join(sentences)
+        )
     mode = policy.filesystem.workspace
     if mode == "none":
         workspace = None
@@ -98,7 +143,17 @@ def compile_plan(policy: Policy, workspace: Path | None) -> Plan:
         if not workspace.is_dir():
             raise SetupError(f"workspace {workspace} is not a directory; create it or name another")
         workspace = workspace.resolve()
-        if str(workspace) in ("/", *SYSTEM, "/etc", "/proc", "/dev", "/sys", "/tmp", "/home", "/root"):
+        if str(workspace) in (
+            "/",
+            *SYSTEM,
+            "/etc",
+            "/proc",
+            "/dev",
+            "/sys",
+            "/tmp",
+            "/home",
+            "/root",
+        ):
             raise SetupError(f"workspace {workspace} is too wide; name the project's own directory")
     try:
         program = compile_filter(policy)
@@ -109,7 +164,9 @@ def compile_plan(policy: Policy, workspace: Path | None) -> Plan:
     resources = policy.resources
     interpreters = _interpreters()
     return Plan(
-        system=tuple(path for path in (*SYSTEM, *(f"/etc/{n}" for n in ETC)) if os.path.lexists(path)),
+        system=tuple(
+            path for path in (*SYSTEM, *(f"/etc/{n}" for n in ETC)) if os.path.lexists(path)
+        ),
         read=(*interpreters, *_granted("read", policy.filesystem.read, workspace)),
         write=_granted("write", policy.filesystem.write, workspace),
         workspace=None if workspace is None else str(workspace),
@@ -141,7 +198,9 @@ def _granted(key: str, paths: tuple[str, ...], workspace: Path | None) -> tuple[
         if not full.is_absolute():
             full = (workspace or Path.cwd()) / full
         if not full.exists():
-            raise SetupError(f"filesystem.{key}: {path} does not exist; create it or remove the grant")
+            raise SetupError(
+                f"filesystem.{key}: {path} does not exist; create it or remove the grant"
+            )
         granted.append(str(full.resolve()))
     return tuple(granted)
 
@@ -151,7 +210,13 @@ def _environment(policy: Policy) -> dict[str, str]:
     for root in (sys.base_prefix, os.environ.get("VIRTUAL_ENV", "")):
         if root and not root.startswith("/usr") and os.path.isdir(f"{root}/bin"):
             path = f"{root}/bin:{path}"
-    environment = {"PATH": path, "HOME": HOME, "USER": "agent", "LOGNAME": "agent", "TMPDIR": "/tmp"}
+    environment = {
+        "PATH": path,
+        "HOME": HOME,
+        "USER": "agent",
+        "LOGNAME": "agent",
+        "TMPDIR": "/tmp",
+    }
     for name in policy.environment.pass_:
         if name in os.environ:
             environment[name] = os.environ[name]

@@ -37,7 +37,9 @@ def probe_host() -> list[Finding]:
 def _namespaces() -> Finding:
     code = subprocess.run([sys.executable, "-I", "-S", "-c", _UNSHARE], check=False).returncode
     if code == 0:
-        return Finding(layer="namespaces", status="full", detail="user, mount, pid, net, ipc, uts, cgroup")
+        return Finding(
+            layer="namespaces", status="full", detail="user, mount, pid, net, ipc, uts, cgroup"
+        )
     fix = "sysctl -w user.max_user_namespaces=15000"
     if os.path.exists(_USERNS_SYSCTL):
         with open(_USERNS_SYSCTL) as file:
@@ -52,7 +54,9 @@ def _landlock() -> Finding:
         fix = "boot a kernel >= 6.2 with lsm=landlock,… on its command line"
         return Finding(layer="landlock", status="none", detail="not in this kernel", fix=fix)
     if abi < 3:
-        return Finding(layer="landlock", status="partial", detail=f"ABI {abi}", fix="use Linux 6.2 or later")
+        return Finding(
+            layer="landlock", status="partial", detail=f"ABI {abi}", fix="use Linux 6.2 or later"
+        )
     return Finding(layer="landlock", status="full", detail=f"ABI {abi}")
 
 

@@ -132,7 +132,9 @@ class Engine:
         loop = asyncio.get_running_loop()
         try:
             await loop.sock_sendall(ours, self._plan.to_json())
-            hello = json.loads(await loop.sock_recv(ours, 1 << 16) or b'{"error": "the keeper died"}')
+            hello = json.loads(
+                await loop.sock_recv(ours, 1 << 16) or b'{"error": "the keeper died"}'
+            )
             if "error" in hello:
                 raise SetupError(
                     f"the sandbox could not be built: {hello['error']}; "
@@ -417,7 +419,9 @@ class Engine:
 class _Output:
     """One output pipe: read as it comes, kept up to a bound, counted in full."""
 
-    def __init__(self, name: Literal["stdout", "stderr"], keep: int, on_output: OnOutput | None) -> None:
+    def __init__(
+        self, name: Literal["stdout", "stderr"], keep: int, on_output: OnOutput | None
+    ) -> None:
         self.name: Literal["stdout", "stderr"] = name
         self.kept = bytearray()
         self.total = 0
@@ -483,9 +487,13 @@ def _enforcement(hello: Mapping[str, Any], plan: Plan) -> Enforcement:
     else:
         cgroup = Layer(status="partial" if group["reason"] else "full", reason=group["reason"])
     if abi == 0:
-        landlock = Layer(status="none", reason="the kernel has no Landlock; boot with lsm=landlock,…")
+        landlock = Layer(
+            status="none", reason="the kernel has no Landlock; boot with lsm=landlock,…"
+        )
     elif abi < 3:
-        landlock = Layer(status="partial", reason=f"ABI {abi} cannot hold truncate(2); Linux 6.2 can")
+        landlock = Layer(
+            status="partial", reason=f"ABI {abi} cannot hold truncate(2); Linux 6.2 can"
+        )
     else:
         landlock = Layer(status="full")
     full = Layer(status="full")

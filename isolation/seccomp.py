@@ -31,7 +31,7 @@ readahead readlink readlinkat readv recvmsg restart_syscall rseq rt_sigaction rt
 rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait sched_getaffinity
 sched_getparam sched_get_priority_max sched_get_priority_min sched_getscheduler sched_yield select
 sendmsg set_robust_list get_robust_list set_tid_address setpgid setsid sigaltstack stat statfs statx
-sysinfo tgkill time times umask uname vfork wait4 waitid write writev chdir fchdir
+sysinfo tgkill time times umask uname vfork wait4 waitid write writev chdir fchdir recvfrom sendto
 """
 _FILE_SYSTEM = """
 chmod copy_file_range creat fallocate fchmod fchmodat fchmodat2 fdatasync fgetxattr flistxattr
@@ -79,17 +79,77 @@ GROUPS["@default"] = tuple(
 
 # No sandbox may make these, whatever its policy says: each reaches past the other layers.
 FLOOR = tuple(
-    """
-acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module finit_module fsconfig
-fsmount fsopen fspick init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl
-kexec_file_load kexec_load keyctl lookup_dcookie mount mount_setattr move_mount move_pages
-name_to_handle_at nfsservctl open_by_handle_at open_tree pidfd_getfd pivot_root quotactl
-quotactl_fd reboot request_key setdomainname sethostname setns settimeofday swapoff swapon sysfs
-syslog umount umount2 unshare uselib userfaultfd ustat vhangup
-""".split()
+    [
+        "acct",
+        "add_key",
+        "adjtimex",
+        "bpf",
+        "chroot",
+        "clock_adjtime",
+        "clock_settime",
+        "delete_module",
+        "finit_module",
+        "fsconfig",
+        "fsmount",
+        "fsopen",
+        "fspick",
+        "init_module",
+        "io_uring_enter",
+        "io_uring_register",
+        "io_uring_setup",
+        "ioperm",
+        "iopl",
+        "kexec_file_load",
+        "kexec_load",
+        "keyctl",
+        "lookup_dcookie",
+        "mount",
+        "mount_setattr",
+        "move_mount",
+        "move_pages",
+        "name_to_handle_at",
+        "nfsservctl",
+        "open_by_handle_at",
+        "open_tree",
+        "pidfd_getfd",
+        "pivot_root",
+        "quotactl",
+        "quotactl_fd",
+        "reboot",
+        "request_key",
+        "setdomainname",
+        "sethostname",
+        "setns",
+        "settimeofday",
+        "swapoff",
+        "swapon",
+        "sysfs",
+        "syslog",
+        "umount",
+        "umount2",
+        "unshare",
+        "uselib",
+        "userfaultfd",
+        "ustat",
+        "vhangup",
+    ]
 )
 # What posix_spawn(3) and the sandbox's pid 1 need; a policy that denies one could start nothing.
-ESSENTIAL = frozenset("clone close execve exit_group mmap poll read recvmsg sendmsg wait4 write".split())
+ESSENTIAL = frozenset(
+    [
+        "clone",
+        "close",
+        "execve",
+        "exit_group",
+        "mmap",
+        "poll",
+        "read",
+        "recvmsg",
+        "sendmsg",
+        "wait4",
+        "write",
+    ]
+)
 
 _NAMESPACE_FLAGS = 0x7E020080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
@@ -105,7 +165,9 @@ def expand(names: Iterable[str]) -> list[str]:
         elif name in GROUPS:
             calls.extend(GROUPS[name])
         else:
-            raise ValueError(f"unknown system call group {name}; known: {', '.join(sorted(GROUPS))}")
+            raise ValueError(
+                f"unknown system call group {name}; known: {', '.join(sorted(GROUPS))}"
+            )
     return calls
 
 
@@ -136,9 +198,7 @@ def compile_filter(policy: Policy) -> bytes:
             _add(sc, filt, sc.ALLOW, name, known=name in explicit)
         if "socket" in allowed and "socket" not in denied:
             _allow_sockets(sc, filt)
-        filt.add_rule(
-            sc.ALLOW, "clone", sc.Arg(0, sc.MASKED_EQ, _NAMESPACE_FLAGS, 0)
-        )
+        filt.add_rule(sc.ALLOW, "clone", sc.Arg(0, sc.MASKED_EQ, _NAMESPACE_FLAGS, 0))
         if "ioctl" not in denied:
             _allow_ioctl(sc, filt)
     else:
@@ -189,7 +249,10 @@ def _allow_sockets(sc: Any, filt: Any) -> None:
     for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
         filt.add_rule(sc.ALLOW, "socket", sc.Arg(0, sc.EQ, int(family)))
     filt.add_rule(
-        sc.ALLOW, "socket", sc.Arg(0, sc.EQ, int(socket.AF_NETLINK)), sc.Arg(2, sc.EQ, _NETLINK_ROUTE)
+        sc.ALLOW,
+        "socket",
+        sc.Arg(0, sc.EQ, int(socket.AF_NETLINK)),
+        sc.Arg(2, sc.EQ, _NETLINK_ROUTE),
     )
 
 
@@ -206,7 +269,9 @@ def _add_policy_rule(sc: Any, filt: Any, rule: SyscallRule) -> None:
     try:
         filt.add_rule(action, rule.syscall, argument)
     except (ValueError, OSError, RuntimeError) as error:
-        raise ValueError(f"syscalls.rules: {rule.syscall}: libseccomp refuses it: {error}") from error
+        raise ValueError(
+            f"syscalls.rules: {rule.syscall}: libseccomp refuses it: {error}"
+        ) from error
 
 
 def _constant(value: int | str) -> int:
@@ -217,7 +282,9 @@ def _constant(value: int | str) -> int:
     try:
         return int(value, 0)
     except ValueError:
-        raise ValueError(f"syscalls.rules: {value!r} is neither a number nor AF_… or SOCK_…") from None
+        raise ValueError(
+            f"syscalls.rules: {value!r} is neither a number nor AF_… or SOCK_…"
+        ) from None
 
 
 class _SockFprog(ctypes.Structure):

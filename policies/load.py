@@ -95,7 +95,9 @@ def create_policy(
         with path.open("x") as file:
             file.write(text)
     except FileExistsError:
-        raise PolicyError("this profile exists; edit it, or choose another name", file=str(path)) from None
+        raise PolicyError(
+            "this profile exists; edit it, or choose another name", file=str(path)
+        ) from None
     return path
 
 

@@ -180,4 +180,6 @@ class Policy(_Section):
             (self.devices.gpu != "none", "devices.gpu"),
             (bool(self.flow), "flow"),
         )
-        return [f"{key} is not enforced by this version; remove it" for present, key in found if present]
+        return [
+            f"{key} is not enforced by this version; remove it" for present, key in found if present
+        ]

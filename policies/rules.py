@@ -47,7 +47,13 @@ def decide(
 
     A rule whose expression fails, or gives anything but true or false, denies.
     """
-    facts = {"tool": tool, "server": server, "args": dict(args), "client": client, "session": session}
+    facts = {
+        "tool": tool,
+        "server": server,
+        "args": dict(args),
+        "client": client,
+        "session": session,
+    }
     matched: dict[str, Decision] = {}
     for index, rule in enumerate(policy.tools.rules):
         if not (fnmatchcase(tool, rule.tool) and fnmatchcase(server, rule.server)):
@@ -56,7 +62,9 @@ def decide(
         try:
             verdict = rule.when == "true" or compile_expression(rule.when).execute(facts)
         except Exception as error:
-            return Decision(effect="deny", reason=f"the rule could not be evaluated: {error}", rule=name)
+            return Decision(
+                effect="deny", reason=f"the rule could not be evaluated: {error}", rule=name
+            )
         if not isinstance(verdict, bool):
             return Decision(effect="deny", reason="the rule is neither true nor false", rule=name)
         if verdict:

@@ -73,7 +73,13 @@ class AuditLog:
     def _append(self, event: str, fields: Mapping[str, Any]) -> None:
         with _locked(self._fd):
             seq, previous = self._tail()
-            entry = {**fields, "seq": seq + 1, "time": time.time(), "event": event, "prev": previous}
+            entry = {
+                **fields,
+                "seq": seq + 1,
+                "time": time.time(),
+                "event": event,
+                "prev": previous,
+            }
             entry["hash"] = digest(entry)
             data = (canonical(entry) + "\n").encode()
             if os.write(self._fd, data) != len(data):

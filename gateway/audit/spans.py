@@ -39,7 +39,10 @@ def configure() -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        print("purple: OTEL_* is set but the SDK is missing: pip install 'purplebox[otel]'", file=sys.stderr)
+        print(
+            "purple: OTEL_* is set but the SDK is missing: pip install 'purplebox[otel]'",
+            file=sys.stderr,
+        )
         return
     name = os.environ.get("OTEL_SERVICE_NAME", "purple")
     provider = TracerProvider(resource=Resource.create({"service.name": name}))

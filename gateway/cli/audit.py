@@ -56,7 +56,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _line(entry: dict[str, Any]) -> str:
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(entry.get("time", 0))))
-    fields = [stamp, str(entry.get("call_id", ""))[:8], entry.get("tool"), entry.get("effect"), entry.get("rule")]
+    fields = [
+        stamp,
+        str(entry.get("call_id", ""))[:8],
+        entry.get("tool"),
+        entry.get("effect"),
+        entry.get("rule"),
+    ]
     fields.append(entry.get("reason", "-") if entry.get("event") == "end" else "interrupted")
     fields.append(json.dumps(entry.get("arguments")))
     text = "  ".join("-" if field is None else str(field) for field in fields)

@@ -9,7 +9,9 @@ from typing import Any
 
 def add_parser(verbs: Any) -> None:
     """Add the verb group."""
-    parser: argparse.ArgumentParser = verbs.add_parser("profile", help="make, list, show and check profiles")
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        "profile", help="make, list, show and check profiles"
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = actions.add_parser("create", help="write a new profile that extends another")
     create.add_argument("name")

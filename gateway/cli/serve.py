@@ -15,7 +15,9 @@ def add_parser(verbs: Any) -> None:
         "serve", help="serve the sandboxed tools to an MCP client on stdin and stdout"
     )
     parser.add_argument("-p", "--profile", default="code-assistant", help="name or path")
-    parser.add_argument("-w", "--workspace", default=".", help="directory the tools see (default: here)")
+    parser.add_argument(
+        "-w", "--workspace", default=".", help="directory the tools see (default: here)"
+    )
     parser.set_defaults(handler=run)
 
 

@@ -105,8 +105,21 @@ TOOLS: dict[str, ToolDefinition] = {
             "read_file",
             "Read a file",
             "Read a text file, whole or `limit` lines from line `offset` (0-based).",
-            ({"path": _PATH, "offset": _integer("lines to skip"), "limit": _integer("lines to return", 1)}, ["path"]),
-            {"path": _string(""), "content": _string(""), "lines": _integer(""), "size_bytes": _integer(""), "truncated": _TRUNCATED},
+            (
+                {
+                    "path": _PATH,
+                    "offset": _integer("lines to skip"),
+                    "limit": _integer("lines to return", 1),
+                },
+                ["path"],
+            ),
+            {
+                "path": _string(""),
+                "content": _string(""),
+                "lines": _integer(""),
+                "size_bytes": _integer(""),
+                "truncated": _TRUNCATED,
+            },
             _READ,
         ),
         _tool(
@@ -122,7 +135,12 @@ TOOLS: dict[str, ToolDefinition] = {
             "Edit a file",
             "Replace a text that is in the file exactly once, or everywhere with replace_all.",
             (
-                {"path": _PATH, "old_text": _string("exact text to replace"), "new_text": _string("what to put there"), "replace_all": _flag("replace every occurrence")},
+                {
+                    "path": _PATH,
+                    "old_text": _string("exact text to replace"),
+                    "new_text": _string("what to put there"),
+                    "replace_all": _flag("replace every occurrence"),
+                },
                 ["path", "old_text", "new_text"],
             ),
             {"path": _string(""), "replacements": _integer("")},
@@ -148,7 +166,14 @@ TOOLS: dict[str, ToolDefinition] = {
             "search_text",
             "Search in files",
             "Lines that match a regular expression (Python's), in files whose name matches `glob`.",
-            ({"pattern": {"type": "string", "minLength": 1}, "path": _PATH, "glob": _string("such as *.py")}, ["pattern"]),
+            (
+                {
+                    "pattern": {"type": "string", "minLength": 1},
+                    "path": _PATH,
+                    "glob": _string("such as *.py"),
+                },
+                ["pattern"],
+            ),
             {"matches": {"type": "array"}, "truncated": _TRUNCATED, "skipped_files": _integer("")},
             _READ,
         ),
@@ -156,7 +181,14 @@ TOOLS: dict[str, ToolDefinition] = {
             "move",
             "Move or rename",
             "Move a file or directory; an existing destination is refused unless overwrite.",
-            ({"source": _PATH, "destination": _PATH, "overwrite": _flag("replace the destination")}, ["source", "destination"]),
+            (
+                {
+                    "source": _PATH,
+                    "destination": _PATH,
+                    "overwrite": _flag("replace the destination"),
+                },
+                ["source", "destination"],
+            ),
             {"source": _string(""), "destination": _string("")},
             _write(destructive=True),
         ),

@@ -13,9 +13,13 @@ _NETWORK = re.compile(
     r"Could not resolve host|Temporary failure in name resolution|Network is unreachable|"
     r"Name or service not known|getaddrinfo|EAI_AGAIN|No address associated|Couldn't resolve",
 )
-_ABSENT = re.compile(r"No such file or directory|Permission denied|cannot access|Operation not permitted")
+_ABSENT = re.compile(
+    r"No such file or directory|Permission denied|cannot access|Operation not permitted"
+)
 _READ_ONLY = re.compile(r"Read-only file system")
-_OUTSIDE = re.compile(r"(?:^|[\s=:'\"(])((?:~|\$HOME|/(?:home|root|etc|var|mnt|srv|run|sys|boot))(?:/[\w.@+-]+)+)")
+_OUTSIDE = re.compile(
+    r"(?:^|[\s=:'\"(])((?:~|\$HOME|/(?:home|root|etc|var|mnt|srv|run|sys|boot))(?:/[\w.@+-]+)+)"
+)
 
 
 def notes(command: str, result: Result, policy: Policy) -> list[str]:
@@ -43,7 +47,9 @@ def notes(command: str, result: Result, policy: Policy) -> list[str]:
             f"policy {name}). Write inside the workspace or /tmp."
         )
     if result.reason == "timed_out":
-        said.append(f"Ended after {result.wall_seconds:.1f} s (rule resources.timeout of policy {name}).")
+        said.append(
+            f"Ended after {result.wall_seconds:.1f} s (rule resources.timeout of policy {name})."
+        )
     if result.reason == "out_of_memory":
         said.append(f"Ended at its memory limit (rule resources.memory_limit of policy {name}).")
     if result.truncated:

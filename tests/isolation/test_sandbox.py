@@ -255,7 +255,9 @@ def test_the_smallest_system_call_list_runs_python(workspace: Path, tmp_path: Pa
         'name: "my-ai-agent"\nsyscalls:\n  default_deny: true\n  allow: ["read", "write", "execve"]\n'
         'resources:\n  memory_limit: "4G"\n  cpu_shares: 0.5\n  timeout: 3600\nnetwork:\n  isolated: true\n'
     )
-    run = in_engine(load_policy(str(path)), workspace, lambda e: e.run(["python3", "-c", "print(6*7)"]))
+    run = in_engine(
+        load_policy(str(path)), workspace, lambda e: e.run(["python3", "-c", "print(6*7)"])
+    )
     assert run.stdout == b"42\n", run.stderr
 
 
