@@ -48,7 +48,8 @@ def main(fd: int) -> None:
         facts["landlock_abi"] = abi_version()
         gateway.send(json.dumps(facts).encode())
         if "error" not in facts:
-            _serve(gateway, ours, plan, hierarchy)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the gateway is gone
+                _serve(gateway, ours, plan, hierarchy)
     finally:
         ours.close()
         with contextlib.suppress(ProcessLookupError):

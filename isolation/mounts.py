@@ -220,9 +220,9 @@ def _matches(workspace: str, patterns: Iterable[str]) -> list[str]:
         for name in [*names, *files]:
             path = os.path.join(directory, name)
             inside = os.path.relpath(path, workspace)
-            if any(fnmatchcase(name, g) or fnmatchcase(inside, g) for g in globs):
-                if not os.path.islink(path):
-                    found.append(path)
+            wanted = any(fnmatchcase(name, g) or fnmatchcase(inside, g) for g in globs)
+            if wanted and not os.path.islink(path):
+                found.append(path)
         seen += len(names) + len(files)
         if seen > _MAX_WALK:
             raise SetupError(

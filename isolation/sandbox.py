@@ -61,7 +61,12 @@ class Sandbox:
         """Wait until every process of the sandbox has ended."""
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        loop.add_reader(self.pidfd, lambda: done.done() or done.set_result(None))
+
+        def ended() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        loop.add_reader(self.pidfd, ended)
         try:
             await done
         finally:
@@ -238,7 +243,9 @@ class Engine:
             signals: Numbers put here are sent to the payload's process group.
             cwd: As in `run`.
         """
-        request = {"argv": list(argv), "cwd": cwd, "env": {}, "terminal": terminal}
+        request: dict[str, Any] = {
+            "argv": list(argv), "cwd": cwd, "env": {}, "terminal": terminal,
+        }  # fmt: skip
         sandbox = await self._take()
         started = time.monotonic()
         forward = asyncio.create_task(_forward(signals, sandbox))
@@ -311,7 +318,8 @@ class Engine:
             loop = asyncio.get_running_loop()
             self._usage[sandbox.number] = future = loop.create_future()
             self._link.send(b"gone %d" % sandbox.number)
-            return await future
+            usage: dict[str, Any] = await future
+            return usage
 
         # Shielded: a caller that is cancelled again must not leave the sandbox behind.
         return await asyncio.shield(asyncio.create_task(finish()))
@@ -412,8 +420,8 @@ class Engine:
         answer = json.loads(message)
         if "spawned" in answer:
             self._spawned.put_nowait((answer, fds))
-        elif future := self._usage.pop(answer["gone"], None):
-            future.set_result(answer["usage"])
+        elif answer["gone"] in self._usage:
+            self._usage.pop(answer["gone"]).set_result(answer["usage"])
 
 
 class _Output:

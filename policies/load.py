@@ -191,7 +191,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         if isinstance(old, dict) and isinstance(value, dict):
             merged[key] = _merge(cast(dict[str, Any], old), cast(dict[str, Any], value))
         elif isinstance(old, list) and isinstance(value, list):
-            items = cast(list[Any], old) + cast(list[Any], value)
+            items = old + value
             merged[key] = [item for i, item in enumerate(items) if item not in items[:i]]
         else:
             merged[key] = value
@@ -201,9 +201,9 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _tuples(value: Any) -> Any:
     """YAML's lists as the tuples that a frozen, strict model takes."""
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in cast(dict[Any, Any], value).items()}
+        return {key: _tuples(item) for key, item in value.items()}
     if isinstance(value, list):
-        return tuple(_tuples(item) for item in cast(list[Any], value))
+        return tuple(_tuples(item) for item in value)
     return value
 
 

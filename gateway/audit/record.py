@@ -30,7 +30,7 @@ def redact(value: Any, names: tuple[str, ...]) -> Any:
             for key, item in items
         }
     if isinstance(value, list):
-        return [redact(item, names) for item in cast(list[Any], value)]
+        return [redact(item, names) for item in value]
     return value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 def add_parser(verbs: Any) -> None:
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     project = Path.cwd()
     try:
         if args.action == "create":
-            scope = "project" if args.project else "user"
+            scope: Literal["user", "project"] = "project" if args.project else "user"
             path = create_policy(args.name, extends=args.extends, scope=scope, project=project)
             print(path)
         elif args.action == "list":

@@ -26,7 +26,7 @@ class Relay:
         self._saved = termios.tcgetattr(self._outer)
         termios.tcsetattr(self.inner, termios.TCSANOW, self._saved)
         self._resize()
-        tty.setraw(self._outer)
+        tty.setraw(self._outer, termios.TCSADRAIN)  # what was typed ahead is kept
         os.set_blocking(self._master, False)
         loop = asyncio.get_running_loop()
         loop.add_reader(self._outer, self._to_payload)

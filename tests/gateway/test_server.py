@@ -112,7 +112,9 @@ def test_every_call_ends_with_its_reason_and_one_record(
 def test_long_output_is_progress_and_a_flood_is_bounded(workspace: Path, tmp_path: Path) -> None:
     seen: list[str] = []
 
-    async def progress(_: float, __: float | None, message: str | None) -> None:
+    async def progress(
+        progress: float, total: float | None = None, message: str | None = None
+    ) -> None:
         seen.append(message or "")
 
     async def body(client: Client) -> Any:
@@ -152,7 +154,7 @@ def test_over_stdio_a_killed_gateway_leaves_a_record_and_nothing_else(
     workspace: Path, private_home: Path
 ) -> None:
     command = [sys.executable, "-m", "purplebox.gateway.cli", "serve", "-w", str(workspace)]
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
             "protocolVersion": "2025-11-25", "capabilities": {},
             "clientInfo": {"name": "t", "version": "1"}}},
