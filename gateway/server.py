@@ -11,7 +11,8 @@ from mcp.server import Server
 from mcp.server.context import ServerRequestContext
 from mcp.server.stdio import stdio_server
 
-from .. import __version__
+from purplebox import __version__
+
 from ..isolation import Engine
 from ..policies import Policy
 from .audit import AuditLog, default_path, spans

@@ -51,7 +51,8 @@ class Hierarchy:
         self._bases: dict[str, str] = {}
         name = f"purple-{os.getpid()}"
         try:
-            self._open_v2(name) or self._open_v1(name)
+            if not self._open_v2(name):
+                self._open_v1(name)
         except OSError as error:
             self.version = 0
             self.reason = f"no cgroup can be made here ({error.strerror}: {error.filename})"
@@ -109,7 +110,7 @@ class Hierarchy:
         _write(f"{here}/cgroup.subtree_control", " ".join(f"+{c}" for c in wanted if c in have))
         return True
 
-    def _open_v1(self, name: str) -> bool:
+    def _open_v1(self, name: str) -> None:
         own = _own_paths()
         for controller in ("memory", "pids", "cpu", "cpuacct"):
             base = f"{_ROOT}/{controller}{own.get(controller, '/')}".rstrip("/")
@@ -118,12 +119,11 @@ class Hierarchy:
                 for made in self._bases.values():
                     os.rmdir(made)
                 self._bases = {}
-                return True
+                return
             path = f"{base}/{name}"
             os.mkdir(path)
             self._bases[controller] = path
         self.version = 1
-        return True
 
     def create(self, number: int, plan: Plan) -> Cgroup | None:
         """Make the cgroup of sandbox `number` with the plan's limits; None at version 0."""

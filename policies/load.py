@@ -106,7 +106,8 @@ def _directories(project: Path | None) -> list[tuple[Path, Literal["project", "u
     found: list[tuple[Path, Literal["project", "user", "shipped"]]] = []
     if project is not None:
         found.append((project / ".purple", "project"))
-    found += [(config / "purple" / "profiles", "user"), (_SHIPPED, "shipped")]
+    found.append((config / "purple" / "profiles", "user"))
+    found.append((_SHIPPED, "shipped"))
     return found
 
 
@@ -209,13 +210,14 @@ def _tuples(value: Any) -> Any:
 
 def _explain(error: ValidationError, lines: _Lines, path: Path) -> PolicyError:
     first = error.errors()[0]
-    key = tuple(part for part in first["loc"] if isinstance(part, str | int))
-    while key and key not in lines and len(key) > 1:
-        key = key[:-1]
+    parts = list(first["loc"])
+    while len(parts) > 1 and tuple(parts) not in lines:
+        parts.pop()
+    key = tuple(parts)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         known = _known(key[:-1])
-        near = difflib.get_close_matches(str(key[-1]), known, 1)
+        near = difflib.get_close_matches(str(parts[-1]), known, 1)
         message = "unknown key" + (
             f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
         )

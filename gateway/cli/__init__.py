@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module.add_parser(verbs)
     args = parser.parse_args(arguments)
     if args.version:
-        from ... import __version__
+        from purplebox import __version__
 
         print(__version__)
         return 0
