@@ -1,0 +1,139 @@
+"""How long a sandboxed command takes, beside its peers, interleaved in one run.
+
+Run it: python benchmarks/spawn.py [--rounds N]
+Peers: `subprocess.run(…, start_new_session=True)` from this asyncio process, and bubblewrap with
+the same restrictions (read-only binds, private /tmp /dev /proc, uid 1000 in a user namespace, no
+network, no capabilities, new session). Figures are medians and their ratios; only ratios inside
+one run mean anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from purplebox.isolation import Engine
+from purplebox.policies import load_policy
+
+Case = Callable[[], Awaitable[None]]
+
+
+def bwrap(workspace: Path) -> list[str]:
+    """bubblewrap's command line for what `base` holds."""
+    links = [p for p in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32") if Path(p).is_symlink()]
+    arguments = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--uid", "1000", "--gid", "1000"]
+    arguments += ["--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc"]
+    for path in links:
+        arguments += ["--symlink", str(Path(path).readlink()), path]
+    arguments += ["--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev"]
+    return [*arguments, "--bind", str(workspace), str(workspace), "--chdir", str(workspace)]
+
+
+async def interleave(cases: dict[str, Case], rounds: int, pause: float) -> dict[str, float]:
+    """Median seconds of each case; in each round every case runs once."""
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(rounds + 5):
+        for name, case in cases.items():
+            await asyncio.sleep(pause)
+            start = time.perf_counter()
+            await case()
+            if number >= 5:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def plain(*argv: str) -> Case:
+    async def case() -> None:
+        subprocess.run(argv, start_new_session=True, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+
+    return case
+
+
+def table(title: str, medians: dict[str, float]) -> None:
+    base, peer = medians["subprocess"], medians.get("bwrap")
+    print(f"\n{title}\n| case | median ms | × subprocess | × bwrap |\n|---|---|---|---|")
+    for name, value in medians.items():
+        ratio = f"{value / peer:.2f}" if peer else "-"
+        print(f"| {name} | {value * 1000:.2f} | {value / base:.2f} | {ratio} |")
+
+
+async def measure(rounds: int) -> None:
+    ballast = bytearray(40 << 20)  # the gateway of a real user is no small process
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    workspace = Path(tempfile.mkdtemp(prefix="purple-bench-"))
+    workspace.chmod(0o755)
+    policy = load_policy("base")
+    box = bwrap(workspace) if shutil.which("bwrap") else None
+    try:
+        async with Engine(policy, workspace) as engine:
+            for command in (["true"], ["python3", "-c", "pass"]):
+
+                async def ours(command: list[str] = command) -> None:
+                    await engine.run(command)
+
+                cases: dict[str, Case] = {"subprocess": plain(*command), "purple": ours}
+                if box:
+                    cases["bwrap"] = plain(*box, *command)
+                table(" ".join(command), await interleave(cases, rounds, 0.02))
+
+            async def many(case: Case, total: int, flight: int) -> float:
+                gate = asyncio.Semaphore(flight)
+
+                async def one() -> None:
+                    async with gate:
+                        await case()
+
+                start = time.perf_counter()
+                await asyncio.gather(*(one() for _ in range(total)))
+                return total / (time.perf_counter() - start)
+
+            def threaded(*argv: str) -> Case:
+                async def case() -> None:
+                    process = await asyncio.create_subprocess_exec(
+                        *argv, start_new_session=True, stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                    )  # fmt: skip
+                    await process.communicate()
+
+                return case
+
+            async def true() -> None:
+                await engine.run(["true"])
+
+            peers: dict[str, Case] = {"subprocess": threaded("true"), "purple": true}
+            if box:
+                peers["bwrap"] = threaded(*box, "true")
+            for title, total, pause in (("burst of 8", 8, 0.5), ("sustained, 8 in flight", 200, 0.5)):
+                rates: dict[str, list[float]] = {name: [] for name in peers}
+                for _ in range(max(3, rounds // (10 if total == 8 else 40))):
+                    for name, case in peers.items():
+                        await asyncio.sleep(pause)
+                        rates[name].append(await many(case, total, 8))
+                print(f"\n{title}\n| case | calls/s | × bwrap |\n|---|---|---|")
+                for name, found in rates.items():
+                    ratio = statistics.median(found) / statistics.median(rates.get("bwrap", found))
+                    print(f"| {name} | {statistics.median(found):.0f} | {ratio:.2f} |")
+
+        async def first() -> None:
+            async with Engine(policy, workspace) as engine:
+                await engine.run(["true"])
+
+        cases = {"subprocess": plain("true"), "purple": first}
+        if box:
+            cases["bwrap"] = plain(*box, "true")
+        table("first call of a policy, start and end of its engine included", await interleave(cases, rounds // 4, 0.05))
+    finally:
+        shutil.rmtree(workspace)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=100)
+    asyncio.run(measure(parser.parse_args().rounds))
