@@ -27,8 +27,19 @@ Case = Callable[[], Awaitable[None]]
 
 def bwrap(workspace: Path) -> list[str]:
     """bubblewrap's command line for what `base` holds."""
-    links = [p for p in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32") if Path(p).is_symlink()]
-    arguments = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--uid", "1000", "--gid", "1000"]
+    links = [
+        p for p in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32") if Path(p).is_symlink()
+    ]
+    arguments = [
+        "bwrap",
+        "--unshare-all",
+        "--die-with-parent",
+        "--new-session",
+        "--uid",
+        "1000",
+        "--gid",
+        "1000",
+    ]
     arguments += ["--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc"]
     for path in links:
         arguments += ["--symlink", str(Path(path).readlink()), path]
@@ -51,7 +62,7 @@ async def interleave(cases: dict[str, Case], rounds: int, pause: float) -> dict[
 
 def plain(*argv: str) -> Case:
     async def case() -> None:
-        subprocess.run(argv, start_new_session=True, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+        subprocess.run(argv, start_new_session=True, check=True)
 
     return case
 
@@ -73,7 +84,7 @@ async def measure(rounds: int) -> None:
     box = bwrap(workspace) if shutil.which("bwrap") else None
     try:
         async with Engine(policy, workspace) as engine:
-            for command in (["true"], ["python3", "-c", "pass"]):
+            for command in (["true"], ["/usr/bin/python3", "-c", "pass"]):
 
                 async def ours(command: list[str] = command) -> None:
                     await engine.run(command)
@@ -110,7 +121,10 @@ async def measure(rounds: int) -> None:
             peers: dict[str, Case] = {"subprocess": threaded("true"), "purple": true}
             if box:
                 peers["bwrap"] = threaded(*box, "true")
-            for title, total, pause in (("burst of 8", 8, 0.5), ("sustained, 8 in flight", 200, 0.5)):
+            for title, total, pause in (
+                ("burst of 8", 8, 0.5),
+                ("sustained, 8 in flight", 200, 0.5),
+            ):
                 rates: dict[str, list[float]] = {name: [] for name in peers}
                 for _ in range(max(3, rounds // (10 if total == 8 else 40))):
                     for name, case in peers.items():
@@ -128,12 +142,17 @@ async def measure(rounds: int) -> None:
         cases = {"subprocess": plain("true"), "purple": first}
         if box:
             cases["bwrap"] = plain(*box, "true")
-        table("first call of a policy, start and end of its engine included", await interleave(cases, rounds // 4, 0.05))
+        table(
+            "first call of a policy, start and end of its engine included",
+            await interleave(cases, rounds // 4, 0.05),
+        )
     finally:
         shutil.rmtree(workspace)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=100)
     asyncio.run(measure(parser.parse_args().rounds))

@@ -1,8 +1,10 @@
 """How a policy is held: sandboxes, and what they enforce.
 
-Nouns: `Engine` (one policy, one workspace) → `Sandbox` (ready, for one request) → `Result` with its
-`Enforcement`. `plan` compiles a policy into plain values; `keeper` → `zygote` → `init` carry them
-out, each in a process of its own; one file per kernel facility serves them.
+Nouns: `Engine` (one policy, one workspace) → `Result` with its `Enforcement`. `plan` compiles a
+policy into plain values; `keeper` and `zygote`, each a process of its own, carry them out: a `slot`
+is one sandbox there, `lockdown` the order in which it is closed, `gated` its command-to-be. On the
+gateway's side `link` speaks with them and `pool` keeps sandboxes ready. One file per kernel
+facility serves them.
 
 Names load on first use: the zygote imports this package, too, and must stay small.
 """
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
         SetupError,
     )
     from .result import Result
-    from .sandbox import Engine, Sandbox
+    from .sandbox import Engine
 
 _HOMES = {
     "Enforcement": "enforcement",
@@ -33,7 +35,6 @@ _HOMES = {
     "SetupError": "errors",
     "Result": "result",
     "Engine": "sandbox",
-    "Sandbox": "sandbox",
 }
 
 __all__ = [
@@ -45,7 +46,6 @@ __all__ = [
     "Layer",
     "OperationError",
     "Result",
-    "Sandbox",
     "SetupError",
 ]
 

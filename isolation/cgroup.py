@@ -18,8 +18,12 @@ _CPU_PERIOD_US = 100_000
 
 
 def _read(path: str) -> str:
-    with open(path) as file:
-        return file.read()
+    # Plain system calls: three of these are in every call's way.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 1 << 16).decode()
+    finally:
+        os.close(fd)
 
 
 def _write(path: str, text: str) -> None:

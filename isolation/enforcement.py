@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from .plan import Plan
 
 Status = Literal["full", "partial", "none"]
 
@@ -37,3 +39,34 @@ class Enforcement:
             for name in required
             if self.layers[name].status != "full"
         ]
+
+
+def enforcement_of(found: Mapping[str, Any], plan: Plan) -> Enforcement:
+    """What holds, from what the keeper `found`: `cgroup` (version, reason) and `landlock_abi`."""
+    group, abi = found["cgroup"], found["landlock_abi"]
+    limited = any(v is not None for v in (plan.memory_bytes, plan.cpu_cores, plan.processes))
+    if group["version"] == 0:
+        cgroup = Layer(
+            status="partial" if limited else "none",
+            reason=f"{group['reason']}; memory and processes are held by rlimits and a watcher, "
+            "CPU is not",
+        )
+    else:
+        cgroup = Layer(status="partial" if group["reason"] else "full", reason=group["reason"])
+    if abi == 0:
+        landlock = Layer(
+            status="none", reason="the kernel has no Landlock; boot with lsm=landlock,…"
+        )
+    elif abi < 3:
+        landlock = Layer(
+            status="partial", reason=f"ABI {abi} cannot hold truncate(2); Linux 6.2 can"
+        )
+    else:
+        landlock = Layer(status="full")
+    full = Layer(status="full")
+    return Enforcement(
+        layers={
+            "namespaces": full, "mounts": full, "capabilities": full, "landlock": landlock,
+            "seccomp": full, "cgroup": cgroup, "network": full,
+        }
+    )  # fmt: skip

@@ -1,7 +1,7 @@
-"""File operations, as the sandbox's pid 1 does them: with plain system calls, in its own view.
+"""File operations, done inside a sandbox: with plain system calls, in its own view.
 
 Nothing here decides whether a path may be touched: the mounts, Landlock and the ids of the sandbox
-do, and an `OSError` says how. Standard library only.
+do, and an `OSError` says how. Standard library only: `program` is run by a bare interpreter inside.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
+import json
 import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 MAX_ENTRIES = 2000
@@ -223,3 +226,22 @@ OPERATIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "move": move,
     "delete": delete,
 }
+
+
+def program() -> str:
+    """This file as a program for `python -c` that does the one operation asked for on its stdin."""
+    return Path(__file__).read_text() + "\n\n_main()\n"
+
+
+def _main() -> None:
+    request = json.load(sys.stdin)
+    reply: dict[str, Any]
+    try:
+        reply = {"value": OPERATIONS[request["operation"]](request["arguments"])}
+    except OSError as error:
+        code = errno.errorcode.get(error.errno or 0, "EIO")
+        where = f": {error.filename}" if error.filename else ""
+        reply = {"code": code, "message": f"{error.strerror or error}{where}"}
+    except (ValueError, KeyError, TypeError) as error:
+        reply = {"code": "EINVAL", "message": str(error)}
+    sys.stdout.write(json.dumps(reply))

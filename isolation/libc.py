@@ -137,3 +137,20 @@ def ioctl(fd: int, request: int, argument: object) -> int:
     """ioctl(2)."""
     result = _libc.ioctl(fd, ctypes.c_ulong(request), argument)
     return _check(result, f"ioctl(fd, {request:#x})")
+
+
+def posix_spawn_call(name: str, *arguments: object) -> None:
+    """Call one of the posix_spawn_file_actions_… and posix_spawnattr_… functions of <spawn.h>."""
+    if code := getattr(_libc, name)(*arguments):
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+def posix_spawn(
+    pid: ctypes.c_int, path: int, actions: object, attributes: object, argv: int, envp: int
+) -> int:
+    """posix_spawn(3) with addresses of its own; returns 0 or errno. Releases the lock of Python."""
+    address = ctypes.c_void_p
+    code: int = _libc.posix_spawn(
+        ctypes.byref(pid), address(path), actions, attributes, address(argv), address(envp)
+    )
+    return code

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..policies import Policy
 
 HOME = "/home/agent"
+# Directories that every sandbox has to itself, empty at its start.
+PRIVATE = ("/tmp", "/var/tmp", "/dev/shm", HOME)
 # The first id that systemd documents as belonging to nobody (UIDS-GIDS.md): what a payload is on
 # the host when the caller is root.
 UNUSED_ID = 0x70000000

@@ -1,86 +1,42 @@
-"""The public face: `Engine` starts sandboxes of one policy and runs one thing in each.
+"""The public face: `Engine` runs commands and file operations under one policy, each in a sandbox.
 
 Theory of operation
-    The engine holds a keeper (keeper.py) and a few sandboxes that are ready: locked down, their
-    pid 1 waiting on a socket. A run takes one, sends it the request with three descriptors, and
-    asks the keeper for the next. The result is returned when the sandbox's pidfd says that its
-    whole pid namespace is gone. Whoever stops waiting kills it.
+    The engine holds a keeper with its zygote (link.py) and sandboxes that are ready (pool.py):
+    locked down, in their cgroup, their command held at its gate. A run takes one, has its gate
+    opened, and asks for a replacement. The result is returned when the kernel says that the whole
+    pid namespace is gone. Whoever stops waiting kills it. A file operation goes to a sandbox whose
+    command has been launched already: an interpreter that holds fileops.py and waits for one
+    request on its stdin.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import dataclasses
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from .enforcement import Enforcement, Layer
+from . import fileops
+from .command import Command, not_found, resolve
+from .enforcement import Enforcement, enforcement_of
 from .errors import CommandNotFound, EnforcementError, OperationError, SetupError
+from .link import Link, Started
 from .plan import Plan, compile_plan
+from .pool import Pool, Ready, prepare
 from .result import Reason, Result
+from .streams import OnOutput
 
 if TYPE_CHECKING:
     from ..policies import Policy
 
-OnOutput = Callable[[Literal["stdout", "stderr"], bytes], None]
-_READY = 2  # sandboxes kept waiting; each costs about a megabyte
+_LEAST_READY, _MOST_READY = 2, 16
 _MAX_OPERATION_BYTES = 64 << 20
-
-
-class Sandbox:
-    """One sandbox, ready for one request. Made by `Engine`."""
-
-    def __init__(self, number: int, control: socket.socket, pidfd: int) -> None:
-        self.number = number
-        self.control = control
-        self.pidfd = pidfd
-        control.setblocking(False)
-
-    async def messages(self) -> dict[str, Any]:
-        """The next message of pid 1; {} when it ended without one."""
-        loop = asyncio.get_running_loop()
-        try:
-            data = await loop.sock_recv(self.control, 1 << 16)
-        except ConnectionResetError:
-            data = b""
-        try:
-            message = json.loads(data or b"{}")
-        except ValueError:
-            message = {}
-        return message if isinstance(message, dict) else {}
-
-    async def gone(self) -> None:
-        """Wait until every process of the sandbox has ended."""
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
-
-        def ended() -> None:
-            if not done.done():
-                done.set_result(None)
-
-        loop.add_reader(self.pidfd, ended)
-        try:
-            await done
-        finally:
-            loop.remove_reader(self.pidfd)
-
-    def kill(self) -> None:
-        """SIGKILL to pid 1, and so to everything in its pid namespace."""
-        with contextlib.suppress(ProcessLookupError, OSError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-
-    def close(self) -> None:
-        """Close both descriptors; the end of the control socket ends a sandbox that waits."""
-        self.control.close()
-        os.close(self.pidfd)
 
 
 class Engine:
@@ -98,15 +54,21 @@ class Engine:
     def __init__(self, policy: Policy, workspace: Path | None) -> None:
         self.policy = policy
         self.workspace = workspace
-        self._plan: Plan | None = None
-        self._keeper: subprocess.Popen[bytes] | None = None
-        self._link: socket.socket | None = None
         self._enforcement: Enforcement | None = None
-        self._ready: asyncio.Queue[Sandbox | SetupError] = asyncio.Queue()
-        self._preparing: set[asyncio.Task[None]] = set()
-        self._spawned: asyncio.Queue[tuple[dict[str, Any], list[int]]] = asyncio.Queue()
-        self._spawning = asyncio.Lock()
-        self._usage: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._plan: Plan | None = None
+        self._link = Link()
+        self._commands = Pool(
+            self._make_command, self._discard, least=_LEAST_READY, most=_MOST_READY
+        )
+        # An interpreter takes a second core's ten milliseconds to start and megabytes to wait: the
+        # first is made when the first operation comes.
+        self._operators = Pool(self._make_operator, self._discard, least=0, most=2)
+
+    @property
+    def _entered(self) -> Plan:
+        if self._plan is None:
+            raise RuntimeError("the engine has not been entered")
+        return self._plan
 
     @property
     def enforcement(self) -> Enforcement:
@@ -117,35 +79,9 @@ class Engine:
 
     async def __aenter__(self) -> Engine:
         self._plan = compile_plan(self.policy, self.workspace)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        root = str(Path(__file__).resolve().parents[1])
-        if Path(root).name != "purplebox":  # run from a checkout: the folders stand beside src/
-            root = f"{root}/src/purplebox"
-        code = (
-            f"import sys; sys.path.insert(0, {os.path.dirname(root)!r}); "
-            f"from purplebox.isolation.keeper import main; main({theirs.fileno()})"
-        )
-        # An empty environment: /proc/1/environ inside has nothing to show.
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", code],
-            pass_fds=[theirs.fileno()], env={}, stdin=subprocess.DEVNULL, start_new_session=True,
-            cwd="/",
-        )  # fmt: skip
-        theirs.close()
-        self._link = ours
-        ours.setblocking(False)
-        loop = asyncio.get_running_loop()
         try:
-            await loop.sock_sendall(ours, self._plan.to_json())
-            hello = json.loads(
-                await loop.sock_recv(ours, 1 << 16) or b'{"error": "the keeper died"}'
-            )
-            if "error" in hello:
-                raise SetupError(
-                    f"the sandbox could not be built: {hello['error']}; "
-                    "run `purple doctor` to see what this host lacks"
-                )
-            self._enforcement = _enforcement(hello, self._plan)
+            found = await self._link.open(self._plan)
+            self._enforcement = enforcement_of(found, self._plan)
             if missing := self._enforcement.missing(self.policy.require):
                 raise EnforcementError(
                     f"policy {self.policy.name} requires more than this host enforces: "
@@ -153,11 +89,10 @@ class Engine:
                     + ". Run `purple doctor`, or take the layer out of the policy's `require`."
                 )
         except BaseException:
-            await self.aclose()
+            await self._link.close()
             raise
-        loop.add_reader(ours, self._on_keeper)
-        for _ in range(_READY):
-            self._prepare()
+        self._commands.start()
+        self._operators.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -165,20 +100,9 @@ class Engine:
 
     async def aclose(self) -> None:
         """End every sandbox, the zygote and the keeper; returns when they are gone."""
-        for task in list(self._preparing):
-            task.cancel()
-        if self._preparing:
-            await asyncio.gather(*self._preparing, return_exceptions=True)
-        while not self._ready.empty():
-            if isinstance(waiting := self._ready.get_nowait(), Sandbox):
-                waiting.close()
-        if self._link is not None:
-            asyncio.get_running_loop().remove_reader(self._link)
-            self._link.close()
-            self._link = None
-        if self._keeper is not None:
-            keeper, self._keeper = self._keeper, None
-            await asyncio.to_thread(keeper.wait)
+        await self._commands.aclose()
+        await self._operators.aclose()
+        await self._link.close()
 
     async def run(
         self,
@@ -206,136 +130,138 @@ class Engine:
 
         A cancelled caller leaves nothing behind: the sandbox is killed first.
         """
-        if not argv or any("\0" in text for text in argv):
-            raise CommandNotFound("EINVAL", "the command is empty or holds a NUL character")
-        request = {"argv": list(argv), "cwd": cwd, "env": dict(env or {})}
-        keep = self.policy.resources.output_bytes
-        result, _ = await self._request(request, stdin, wall_seconds, on_output, keep)
-        return result
+        command = resolve(self._entered, argv, cwd, env)
+        limit = self.policy.resources.wall_seconds
+        if wall_seconds is not None:
+            limit = wall_seconds if limit is None else min(limit, wall_seconds)
+        pooled = not stdin
+        ready = await (self._commands.take() if pooled else prepare(self._link, "pipe"))
+        for output in (ready.stdout, ready.stderr):
+            output.keep_bytes = self.policy.resources.output_bytes
+            output.on_output = on_output
+        try:
+            return await self._complete(
+                ready, argv[0], limit, lambda: self._start(ready, command, stdin)
+            )
+        finally:
+            if pooled:
+                self._commands.done()
 
     async def call(self, operation: str, arguments: Mapping[str, Any]) -> Result:
         """Do a file operation (fileops.py) inside a sandbox; its JSON is `Result.value`.
 
         Raises:
             OperationError: refused by the kernel (`code` is errno's name) or invalid (EINVAL).
+            SetupError: the sandbox could not be built, or has no interpreter in its view.
         """
-        request = {"operation": operation, "arguments": dict(arguments)}
-        result, reply = await self._request(request, b"", None, None, _MAX_OPERATION_BYTES)
+        question = json.dumps({"operation": operation, "arguments": dict(arguments)}).encode()
+        ready = await self._operators.take()
         try:
-            answer = json.loads(reply)
+            limit = self.policy.resources.wall_seconds
+            result = await self._complete(
+                ready, sys.executable, limit, lambda: ready.write_stdin(question)
+            )
+        except CommandNotFound as error:
+            raise SetupError(f"file tools need Python inside the sandbox: {error}") from error
+        finally:
+            self._operators.done()
+        try:
+            answer = json.loads(result.stdout)
         except ValueError:
-            raise OperationError("EIO", f"{operation} was ended: {result.reason}") from None
+            said = result.stderr.decode(errors="replace")[-200:]
+            raise OperationError(
+                "EIO", f"{operation} was ended: {result.reason} {said}".rstrip()
+            ) from None
         if "code" in answer:
             raise OperationError(answer["code"], answer["message"])
-        fields = {**vars(result), "value": answer["value"], "stdout": b"", "stdout_bytes": 0}
-        return Result(**fields)
+        return dataclasses.replace(result, value=answer["value"], stdout=b"", stdout_bytes=0)
 
     async def run_with(
-        self, argv: Sequence[str], fds: tuple[int, int, int], *, terminal: int | None,
-        signals: asyncio.Queue[int], cwd: str = "",
-    ) -> Result:  # fmt: skip
+        self,
+        argv: Sequence[str],
+        fds: tuple[int, int, int],
+        *,
+        signals: asyncio.Queue[int],
+        terminal: Callable[[int], None] | None = None,
+        cwd: str = "",
+    ) -> Result:
         """Run `argv` on the caller's own descriptors, as `purple run` does.
 
         Args:
             argv: The command.
             fds: Its stdin, stdout, stderr; still the caller's to close.
-            terminal: Which of the three is to be its controlling terminal; None for none.
-            signals: Numbers put here are sent to the payload's process group.
+            signals: Numbers put here are sent to the command's process group.
+            terminal: When given, the command gets a terminal of the sandbox's own in place of each
+                of `fds` that is one; called with its other side before the command starts.
             cwd: As in `run`.
         """
-        request: dict[str, Any] = {
-            "argv": list(argv), "cwd": cwd, "env": {}, "terminal": terminal,
-        }  # fmt: skip
-        sandbox = await self._take()
-        started = time.monotonic()
-        forward = asyncio.create_task(_forward(signals, sandbox))
+        command = resolve(self._entered, argv, cwd, None)
+        tty = [i for i, fd in enumerate(fds) if os.isatty(fd)] if terminal is not None else []
+        started = await self._link.spawn(fds, tty)
+        began = time.monotonic()
+        if terminal is not None:
+            terminal(started.master)
+        forward = asyncio.create_task(self._forward(signals, started))
         try:
-            await self._send(sandbox, request, fds)
-            end, timed_out = await self._end(sandbox, self.policy.resources.wall_seconds)
+            self._link.launch(started, command)
+            end, timed_out = await _end(started, self.policy.resources.wall_seconds)
         finally:
             forward.cancel()
-            usage = await self._finish(sandbox)
-        self._refused(end, argv, cwd)
-        return self._result(end, timed_out, usage, time.monotonic() - started, (b"", 0), (b"", 0))
+            await asyncio.shield(started.gone())
+            usage = _usage(started)
+            self._link.gone(started)
+        _refused(end, argv[0])
+        return self._result(end, timed_out, usage, time.monotonic() - began)
 
-    async def _request(
-        self, request: Mapping[str, Any], stdin: bytes, wall_seconds: float | None,
-        on_output: OnOutput | None, keep: int,
-    ) -> tuple[Result, bytes]:  # fmt: skip
-        limit = self.policy.resources.wall_seconds
-        if wall_seconds is not None:
-            limit = wall_seconds if limit is None else min(limit, wall_seconds)
-        sandbox = await self._take()
-        started = time.monotonic()
-        outputs = [_Output("stdout", keep, on_output), _Output("stderr", keep, on_output)]
-        source = _memory_file(stdin) if stdin else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        timed_out = False
-        end: dict[str, Any] = {}
+    async def _make_command(self) -> Ready:
+        return await prepare(self._link, "null")
+
+    async def _make_operator(self) -> Ready:
+        ready = await prepare(self._link, "pipe")
+        ready.stdout.keep_bytes = _MAX_OPERATION_BYTES
+        ready.stderr.keep_bytes = 4096
+        python = os.path.realpath(sys.executable)
+        argv = [python, "-I", "-S", "-c", fileops.program()]
+        self._link.launch(ready.started, resolve(self._entered, argv, "", None))
+        return ready
+
+    def _start(self, ready: Ready, command: Command, stdin: bytes) -> None:
+        if ready.stdin >= 0:
+            ready.write_stdin(stdin)
+        self._link.launch(ready.started, command)
+
+    async def _complete(
+        self, ready: Ready, name: str, limit: float | None, start: Callable[[], None]
+    ) -> Result:
+        """Start what `ready` holds, wait for its end, and give it back."""
+        started = ready.started
+        began = time.monotonic()
         try:
-            try:
-                await self._send(sandbox, request, (source, outputs[0].writer, outputs[1].writer))
-            finally:
-                os.close(source)
-                for output in outputs:
-                    output.close_writer()
-            end, timed_out = await self._end(sandbox, limit)
+            start()
+            end, timed_out = await _end(started, limit)
         finally:
-            usage = await self._finish(sandbox)
-            for output in outputs:
-                output.finish()
-        self._refused(end, request.get("argv", ["?"]), request.get("cwd", ""))
-        out, err = ((bytes(o.kept), o.total) for o in outputs)
-        result = self._result(end, timed_out, usage, time.monotonic() - started, out, err)
-        return result, out[0]
+            # Shielded: a caller that is cancelled again must not leave the sandbox behind.
+            if not started.is_gone():
+                await asyncio.shield(started.gone())
+            usage = _usage(started)
+            for output in (ready.stdout, ready.stderr):
+                output.drain()
+            asyncio.get_running_loop().call_soon(self._discard, ready)  # after the caller goes on
+        _refused(end, name)
+        return self._result(end, timed_out, usage, time.monotonic() - began, ready)
 
-    async def _end(self, sandbox: Sandbox, limit: float | None) -> tuple[dict[str, Any], bool]:
-        try:
-            async with asyncio.timeout(limit):
-                return await sandbox.messages(), False
-        except TimeoutError:
-            return {}, True
+    def _discard(self, ready: Ready) -> None:
+        ready.started.kill()
+        ready.close()
+        self._link.gone(ready.started)
 
-    async def _send(
-        self, sandbox: Sandbox, request: Mapping[str, Any], fds: tuple[int, int, int]
-    ) -> None:
-        body = _memory_file(json.dumps(request).encode())
-        try:
-            socket.send_fds(sandbox.control, [b"request"], [body, *fds])
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise SetupError("the waiting sandbox has died; try again") from error
-        finally:
-            os.close(body)
-
-    async def _finish(self, sandbox: Sandbox) -> dict[str, Any]:
-        """Kill what is left, wait for it, and return what the cgroup counted."""
-        sandbox.kill()
-
-        async def finish() -> dict[str, Any]:
-            await sandbox.gone()
-            sandbox.close()
-            if self._link is None:
-                return {}
-            loop = asyncio.get_running_loop()
-            self._usage[sandbox.number] = future = loop.create_future()
-            self._link.send(b"gone %d" % sandbox.number)
-            usage: dict[str, Any] = await future
-            return usage
-
-        # Shielded: a caller that is cancelled again must not leave the sandbox behind.
-        return await asyncio.shield(asyncio.create_task(finish()))
-
-    def _refused(self, end: Mapping[str, Any], argv: Sequence[str], cwd: str) -> None:
-        if code := end.get("refused"):
-            if end.get("what") == "cwd":
-                raise CommandNotFound(code, f"cwd {cwd!r} does not exist in the sandbox ({code})")
-            why = "may not be executed" if code == "EACCES" else "is not in the sandbox's view"
-            raise CommandNotFound(str(code), f"command {argv[0]!r} {why} ({code})")
-        if failed := end.get("failed"):
-            raise SetupError(f"the sandbox's pid 1 failed: {failed}")
+    async def _forward(self, signals: asyncio.Queue[int], started: Started) -> None:
+        while True:
+            self._link.signal(started, await signals.get())
 
     def _result(
-        self, end: Mapping[str, Any], timed_out: bool, usage: Mapping[str, Any],
-        wall_seconds: float, out: tuple[bytes, int], err: tuple[bytes, int],
+        self, end: Mapping[str, Any], timed_out: bool, usage: Mapping[str, Any], wall: float,
+        ready: Ready | None = None,
     ) -> Result:  # fmt: skip
         status = end.get("status")
         reason: Reason = "signaled"
@@ -351,163 +277,37 @@ class Engine:
             else:
                 number = os.WTERMSIG(status)
         return Result(
-            exit_code=exit_code, signal=number, stdout=out[0], stderr=err[0], stdout_bytes=out[1],
-            stderr_bytes=err[1], reason=reason, wall_seconds=wall_seconds,
-            cpu_seconds=usage.get("cpu_seconds"), memory_peak_bytes=usage.get("memory_peak_bytes"),
+            exit_code=exit_code, signal=number, reason=reason, wall_seconds=wall,
+            stdout=bytes(ready.stdout.kept) if ready else b"",
+            stderr=bytes(ready.stderr.kept) if ready else b"",
+            stdout_bytes=ready.stdout.total_bytes if ready else 0,
+            stderr_bytes=ready.stderr.total_bytes if ready else 0,
             enforcement=self.enforcement,
+            cpu_seconds=usage.get("cpu_seconds"), memory_peak_bytes=usage.get("memory_peak_bytes"),
         )  # fmt: skip
 
-    async def _take(self) -> Sandbox:
-        if self._link is None:
-            raise RuntimeError("the engine has not been entered, or is closed")
-        if self._ready.empty() and not self._preparing:
-            self._prepare()
-        sandbox = await self._ready.get()
-        self._prepare()
-        if isinstance(sandbox, SetupError):
-            raise sandbox
-        return sandbox
 
-    def _prepare(self) -> None:
-        if self._ready.qsize() + len(self._preparing) >= _READY + 1:
-            return
-        task = asyncio.create_task(self._prepare_one())
-        self._preparing.add(task)
-        task.add_done_callback(self._preparing.discard)
+async def _end(started: Started, limit: float | None) -> tuple[dict[str, Any], bool]:
+    """The zygote's report, and whether the limit came first."""
+    late: list[bool] = []
 
-    async def _prepare_one(self) -> None:
-        try:
-            await self._ready.put(await self._spawn())
-        except SetupError as error:
-            await self._ready.put(error)
+    def expire() -> None:
+        late.append(True)
+        started.kill()
 
-    async def _spawn(self) -> Sandbox:
-        async with self._spawning:
-            if self._link is None:
-                raise SetupError("the engine is closed")
-            self._link.send(b"spawn")
-            answer, fds = await self._spawned.get()
-        if "error" in answer or len(fds) != 2:
-            for fd in fds:
-                os.close(fd)
-            raise SetupError(f"no sandbox could be started: {answer.get('error', 'keeper died')}")
-        sandbox = Sandbox(answer["spawned"], socket.socket(fileno=fds[0]), fds[1])
-        try:
-            ready = await sandbox.messages()
-        except BaseException:
-            sandbox.kill()
-            sandbox.close()
-            raise
-        if "ready" not in ready:
-            await self._finish(sandbox)
-            raise SetupError(
-                f"the sandbox could not be locked down: {ready.get('error', 'it ended early')}"
-            )
-        return sandbox
-
-    def _on_keeper(self) -> None:
-        link = self._link
-        if link is None:
-            return
-        message, fds, _, _ = socket.recv_fds(link, 1 << 16, 2, socket.MSG_CMSG_CLOEXEC)
-        if not message:
-            asyncio.get_running_loop().remove_reader(link)
-            self._spawned.put_nowait(({"error": "the keeper died"}, []))
-            for future in self._usage.values():
-                if not future.done():
-                    future.set_result({})
-            return
-        answer = json.loads(message)
-        if "spawned" in answer:
-            self._spawned.put_nowait((answer, fds))
-        elif answer["gone"] in self._usage:
-            self._usage.pop(answer["gone"]).set_result(answer["usage"])
+    timer = None if limit is None else asyncio.get_running_loop().call_later(limit, expire)
+    try:
+        end = await asyncio.shield(started.end)
+    finally:
+        if timer is not None:
+            timer.cancel()
+    return end, bool(late)
 
 
-class _Output:
-    """One output pipe: read as it comes, kept up to a bound, counted in full."""
-
-    def __init__(
-        self, name: Literal["stdout", "stderr"], keep: int, on_output: OnOutput | None
-    ) -> None:
-        self.name: Literal["stdout", "stderr"] = name
-        self.kept = bytearray()
-        self.total = 0
-        self._keep = keep
-        self._on_output = on_output
-        self._reader, self.writer = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._reader, False)
-        self._open = True
-        asyncio.get_running_loop().add_reader(self._reader, self._read)
-
-    def close_writer(self) -> None:
-        os.close(self.writer)
-
-    def _read(self) -> None:
-        try:
-            data = os.read(self._reader, 1 << 18)
-        except BlockingIOError:
-            return
-        if not data:
-            asyncio.get_running_loop().remove_reader(self._reader)
-            self._open = False
-            return
-        self.total += len(data)
-        if (room := self._keep - len(self.kept)) > 0:
-            self.kept += data[:room]
-        if self._on_output is not None:
-            self._on_output(self.name, data)
-
-    def finish(self) -> None:
-        """Take what is left in the pipe, and close it. Call when every writer has ended."""
-        while self._open:
-            before = self.total
-            self._read()
-            if self.total == before:
-                break
-        asyncio.get_running_loop().remove_reader(self._reader)
-        os.close(self._reader)
+def _usage(started: Started) -> Mapping[str, Any]:
+    return started.cgroup.usage() if started.cgroup is not None else {}
 
 
-async def _forward(signals: asyncio.Queue[int], sandbox: Sandbox) -> None:
-    while True:
-        number = await signals.get()
-        with contextlib.suppress(OSError):
-            sandbox.control.send(b"%d" % number)
-
-
-def _memory_file(data: bytes) -> int:
-    fd = os.memfd_create("purple", os.MFD_CLOEXEC)
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
-
-
-def _enforcement(hello: Mapping[str, Any], plan: Plan) -> Enforcement:
-    group, abi = hello["cgroup"], hello["landlock_abi"]
-    limited = any(v is not None for v in (plan.memory_bytes, plan.cpu_cores, plan.processes))
-    if group["version"] == 0:
-        cgroup = Layer(
-            status="partial" if limited else "none",
-            reason=f"{group['reason']}; memory and processes are held by rlimits and a watcher, CPU is not",
-        )
-    else:
-        cgroup = Layer(status="partial" if group["reason"] else "full", reason=group["reason"])
-    if abi == 0:
-        landlock = Layer(
-            status="none", reason="the kernel has no Landlock; boot with lsm=landlock,…"
-        )
-    elif abi < 3:
-        landlock = Layer(
-            status="partial", reason=f"ABI {abi} cannot hold truncate(2); Linux 6.2 can"
-        )
-    else:
-        landlock = Layer(status="full")
-    full = Layer(status="full")
-    return Enforcement(
-        layers={
-            "namespaces": full, "mounts": full, "capabilities": full, "landlock": landlock,
-            "seccomp": full, "cgroup": cgroup, "network": full,
-        }
-    )  # fmt: skip
+def _refused(end: Mapping[str, Any], name: str) -> None:
+    if code := end.get("refused"):
+        raise not_found(name, code)

@@ -71,18 +71,15 @@ async def _run(engine: Engine, command: list[str]) -> Result:
     loop = asyncio.get_running_loop()
     for number in _FORWARDED:
         loop.add_signal_handler(number, signals.put_nowait, int(number))
-    terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
-    if not terminals:
-        return await engine.run_with(command, (0, 1, 2), terminal=None, signals=signals)
+    outer = next((fd for fd in (0, 1, 2) if os.isatty(fd)), None)
+    if outer is None:
+        return await engine.run_with(command, (0, 1, 2), signals=signals)
     from .terminal import Relay
 
-    # The payload never gets the caller's terminal, where it could type (TIOCSTI): it has a
-    # pseudo-terminal of its own, relayed.
-    with Relay(terminals[0]) as relay:
-        fds = tuple(relay.inner if fd in terminals else fd for fd in (0, 1, 2))
-        result = await engine.run_with(
-            command, (fds[0], fds[1], fds[2]), terminal=terminals[0], signals=signals
-        )
+    # The payload never gets the caller's terminal, where it could type (TIOCSTI): it has one of
+    # the sandbox's own, relayed.
+    with Relay(outer) as relay:
+        result = await engine.run_with(command, (0, 1, 2), signals=signals, terminal=relay.connect)
         relay.drain()
         return result
 

@@ -12,7 +12,7 @@ from types import TracebackType
 
 
 class Relay:
-    """Copies bytes and the window size both ways while entered; the caller's terminal is raw.
+    """Copies bytes and the window size both ways; the caller's terminal is raw while entered.
 
     Args:
         outer: Descriptor of the caller's terminal.
@@ -20,11 +20,17 @@ class Relay:
 
     def __init__(self, outer: int) -> None:
         self._outer = outer
-        self._master, self.inner = os.openpty()
+        self._master = -1
 
     def __enter__(self) -> Relay:
         self._saved = termios.tcgetattr(self._outer)
-        termios.tcsetattr(self.inner, termios.TCSANOW, self._saved)
+        return self
+
+    def connect(self, master: int) -> None:
+        """Begin to copy between the caller's terminal and `master`'s."""
+        self._master = os.dup(master)
+        # On Linux the master's settings are the terminal's: tty_ioctl(4).
+        termios.tcsetattr(self._master, termios.TCSANOW, self._saved)
         self._resize()
         tty.setraw(self._outer, termios.TCSADRAIN)  # what was typed ahead is kept
         os.set_blocking(self._master, False)
@@ -32,7 +38,6 @@ class Relay:
         loop.add_reader(self._outer, self._to_payload)
         loop.add_reader(self._master, self._to_caller)
         loop.add_signal_handler(signal.SIGWINCH, self._resize)
-        return self
 
     def __exit__(
         self,
@@ -40,13 +45,14 @@ class Relay:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._master < 0:
+            return
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._outer)
         loop.remove_reader(self._master)
         loop.remove_signal_handler(signal.SIGWINCH)
         termios.tcsetattr(self._outer, termios.TCSADRAIN, self._saved)
         os.close(self._master)
-        os.close(self.inner)
 
     def drain(self) -> None:
         """Show what the payload wrote last."""
@@ -55,7 +61,7 @@ class Relay:
 
     def _resize(self) -> None:
         with contextlib.suppress(OSError):
-            termios.tcsetwinsize(self.inner, termios.tcgetwinsize(self._outer))
+            termios.tcsetwinsize(self._master, termios.tcgetwinsize(self._outer))
 
     def _to_payload(self) -> None:
         data = os.read(self._outer, 4096)

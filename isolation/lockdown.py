@@ -1,0 +1,106 @@
+"""The order in which a sandbox is closed: by the thread that becomes it, and by its pid 1.
+
+Namespaces except the user's, capabilities, no_new_privs, Landlock and seccomp belong to a *thread*
+in Linux, when they are set by raw system calls: clone(2), landlock_restrict_self(2), seccomp(2).
+So a thread of the zygote gives them up for good and whatever it starts has none of them, while the
+zygote's main thread keeps what the next sandbox needs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import struct
+from typing import NoReturn
+
+from . import capabilities, landlock, libc, seccomp
+from .mounts import mount_private
+from .plan import HOME, Plan
+
+# pid 1 does nothing but wait for the end of a pipe that does not end. It is no Python, because its
+# memory is a cost of every sandbox that waits; and no shell, which would catch SIGCHLD: that is
+# ignored, so that the kernel reaps what is orphaned to it (sigaction(2), SA_NOCLDWAIT). The command
+# itself is never pid 1, which the kernel shields from its own signals (pid_namespaces(7)).
+_PID_1 = ("/bin/cat", "/usr/bin/cat", "/run/current-system/sw/bin/cat")
+
+
+def enter_namespaces() -> None:
+    """Give the calling thread namespaces of its own; the next child is pid 1 of its pid namespace."""
+    libc.unshare(
+        libc.CLONE_NEWNS
+        | libc.CLONE_NEWIPC
+        | libc.CLONE_NEWUTS
+        | libc.CLONE_NEWNET
+        | libc.CLONE_NEWCGROUP
+        | libc.CLONE_NEWPID
+    )
+    socket.sethostname("purple")
+    os.umask(0o022)  # the thread's own since it has mounts of its own
+    _loopback_up()
+
+
+def fork_pid_1(plan: Plan) -> tuple[int, int]:
+    """Fork pid 1, which mounts what is private to the sandbox and becomes a minimal reaper.
+
+    /proc shows the pid namespace of the process that mounts it: that is why pid 1 does it.
+
+    Returns:
+        Its pid, in the zygote's namespace, and a descriptor for `await_pid_1`.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        _become_pid_1(plan, writer)
+    os.close(writer)
+    return pid, reader
+
+
+def await_pid_1(report: int) -> None:
+    """Wait until pid 1 has mounted everything and is locked down.
+
+    Raises:
+        OSError: with what pid 1 said.
+    """
+    with os.fdopen(report, "rb") as file:
+        said = file.read()  # until execve closes the other end
+    if said:
+        raise OSError(f"pid 1: {said.decode(errors='replace')}")
+
+
+def _become_pid_1(plan: Plan, report: int) -> NoReturn:
+    try:
+        mount_private(plan)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        stdin, keep = os.pipe2(os.O_CLOEXEC)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        for fd, target in ((stdin, 0), (null, 1), (null, 2)):
+            os.dup2(fd, target)
+        os.set_inheritable(keep, True)  # held by itself, so it never sees its end
+        lock_down(plan)
+        os.execve(next(filter(os.path.exists, _PID_1), _PID_1[0]), ["cat"], {})
+    except BaseException as error:  # it must never return into the zygote that it was forked from
+        os.write(report, f"{type(error).__name__}: {error}".encode())
+    os._exit(1)
+
+
+def lock_down(plan: Plan) -> None:
+    """Give up, for this thread and all that it starts: privilege, paths, system calls."""
+    os.chdir(plan.workspace or HOME)
+    capabilities.drop_all()
+    capabilities.set_no_new_privs()
+    write = ["/tmp", "/var/tmp", "/dev", "/proc", HOME, *plan.write]
+    if plan.workspace is not None and plan.workspace_writable:
+        write.append(plan.workspace)
+    landlock.restrict_self(["/"], write)
+    seccomp.load_filter(plan.bpf)
+
+
+def _loopback_up() -> None:
+    """SIOCSIFFLAGS IFF_UP on lo. netdevice(7)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = ctypes.create_string_buffer(struct.pack("16sh22x", b"lo", 1), 40)
+        libc.ioctl(sock.fileno(), 0x8914, request)

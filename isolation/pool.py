@@ -1,0 +1,204 @@
+"""Sandboxes that wait: as many as are likely to be wanted at once, and no more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal
+
+from .errors import SetupError
+from .link import Link, Started
+from .streams import Output
+
+_IDLE_SECONDS = 30.0  # after that the pool shrinks by one
+_REFILL_SECONDS = 0.002  # a replacement must not compete with the call that it replaces
+
+
+class Ready:
+    """A sandbox with the pipes of its command: stdin, stdout, stderr.
+
+    Attributes:
+        started: The sandbox itself.
+        stdin: Our end of its stdin; -1 where that is /dev/null.
+        stdout, stderr: What it writes.
+    """
+
+    def __init__(self, started: Started, stdin: int, stdout: Output, stderr: Output) -> None:
+        self.started = started
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def write_stdin(self, data: bytes) -> None:
+        """Write all of `data` and close; what the command does not read is lost with it."""
+        fd, self.stdin = self.stdin, -1
+        os.set_blocking(fd, False)
+        loop = asyncio.get_running_loop()
+        rest = memoryview(data)
+
+        def more() -> None:
+            nonlocal rest
+            try:
+                rest = rest[os.write(fd, rest) :]
+            except BlockingIOError:
+                return
+            except BrokenPipeError:
+                rest = rest[:0]
+            if not rest:
+                loop.remove_writer(fd)
+                os.close(fd)
+
+        loop.add_writer(fd, more)
+
+    def close(self) -> None:
+        """Close every pipe; everything inside must have ended."""
+        self.stdout.close()
+        self.stderr.close()
+        if self.stdin >= 0:
+            os.close(self.stdin)
+            self.stdin = -1
+
+
+async def prepare(link: Link, stdin: Literal["null", "pipe"]) -> Ready:
+    """Have a sandbox prepared with pipes of its own. Raises `SetupError`."""
+    if stdin == "pipe":
+        theirs, ours = os.pipe2(os.O_CLOEXEC)
+    else:
+        theirs, ours = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1
+    outputs = Output("stdout"), Output("stderr")
+    try:
+        started = await link.spawn((theirs, outputs[0].writer, outputs[1].writer))
+    except BaseException:
+        for output in outputs:
+            output.close()
+        if ours >= 0:
+            os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+        for output in outputs:
+            output.close_writer()
+    return Ready(started, ours, *outputs)
+
+
+class Pool:
+    """Keeps sandboxes ready.
+
+    Args:
+        make: Prepares one; raises `SetupError`.
+        discard: Takes back one that nobody will use.
+        least: How many are kept when nothing happens.
+        most: How many are kept at the most.
+
+    The number wanted grows to what was in use at once and shrinks by one every 30 idle seconds.
+    """
+
+    def __init__(
+        self, make: Callable[[], Coroutine[Any, Any, Ready]], discard: Callable[[Ready], None],
+        *, least: int, most: int,
+    ) -> None:  # fmt: skip
+        self._make = make
+        self._discard = discard
+        self._least = least
+        self._most = most
+        self._wanted = least
+        self._in_use = 0
+        self._ready: deque[Ready] = deque()
+        self._making: set[asyncio.Task[None]] = set()
+        self._waiting: deque[asyncio.Future[Ready]] = deque()
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._closed = False
+        self._shrink_at: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to fill."""
+        self._fill()
+        self._schedule_shrink()
+
+    async def take(self) -> Ready:
+        """One that is ready, or the next that will be. Raises `SetupError`."""
+        self._in_use += 1
+        if self._in_use > self._wanted:
+            self._wanted = min(self._in_use, self._most)
+        while self._ready:
+            ready = self._ready.popleft()
+            if not ready.started.end.done():
+                self._fill_later()
+                return ready
+            self._discard(ready)  # it died while it waited
+        future: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self._fill()
+        try:
+            return await future
+        except BaseException:
+            self._in_use -= 1
+            if future in self._waiting:
+                self._waiting.remove(future)
+            elif future.done() and not future.cancelled() and future.exception() is None:
+                self._ready.append(future.result())
+            raise
+
+    def done(self) -> None:
+        """Say that one taken has ended."""
+        self._in_use -= 1
+        self._fill_later()
+
+    async def aclose(self) -> None:
+        """Stop making, and discard those that wait."""
+        self._closed = True
+        for timer in self._timers:
+            timer.cancel()
+        if self._shrink_at is not None:
+            self._shrink_at.cancel()
+        for task in list(self._making):
+            task.cancel()
+        if self._making:
+            await asyncio.gather(*self._making, return_exceptions=True)
+        while self._ready:
+            self._discard(self._ready.popleft())
+
+    def _fill_later(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def due() -> None:
+            self._timers.discard(timer)
+            self._fill()
+
+        timer = loop.call_later(_REFILL_SECONDS, due)
+        self._timers.add(timer)
+
+    def _fill(self) -> None:
+        while not self._closed and self._missing() > 0:
+            task = asyncio.create_task(self._make_one())
+            self._making.add(task)
+            task.add_done_callback(self._making.discard)
+
+    def _missing(self) -> int:
+        return self._wanted + len(self._waiting) - len(self._ready) - len(self._making)
+
+    async def _make_one(self) -> None:
+        try:
+            ready = await self._make()
+        except SetupError as error:
+            # Whoever waits hears of it; nobody waiting, the next who asks will try again.
+            if self._waiting:
+                self._waiting.popleft().set_exception(error)
+            return
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(ready)
+                return
+        self._ready.append(ready)
+
+    def _schedule_shrink(self) -> None:
+        def shrink() -> None:
+            self._wanted = max(self._least, self._in_use, self._wanted - 1)
+            while len(self._ready) > self._wanted:
+                self._discard(self._ready.pop())
+            self._schedule_shrink()
+
+        self._shrink_at = asyncio.get_running_loop().call_later(_IDLE_SECONDS, shrink)
