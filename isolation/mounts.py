@@ -93,19 +93,29 @@ def build_root(plan: Plan, *, owner_id: int | None) -> None:
     os.rmdir("/.old")
 
 
-def mount_private(plan: Plan) -> None:
-    """Mount what no two sandboxes share: /proc, /tmp, /dev/shm, /dev/pts, HOME, /var/tmp.
+def mount_proc(*, held_by_landlock: bool) -> None:
+    """Mount /proc, /proc/sys read-only. Must run as pid 1: /proc shows its pid namespace.
 
-    Must run as pid 1 of the sandbox's pid namespace, so that /proc shows that one.
+    Args:
+        held_by_landlock: Whether Landlock denies all writing below /proc. Where it does not, what
+            concerns the whole host is mounted read-only or hidden, too.
     """
-    safe = libc.MS_NOSUID | libc.MS_NODEV
-    libc.mount("proc", "/proc", "proc", safe | libc.MS_NOEXEC)
-    for name in ("sys", "sysrq-trigger", "irq", "bus", "fs"):
+    safe = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
+    libc.mount("proc", "/proc", "proc", safe)
+    _remount_read_only("/proc/sys")
+    if held_by_landlock:
+        return
+    for name in ("sysrq-trigger", "irq", "bus", "fs"):
         if os.path.exists(f"/proc/{name}"):
             _remount_read_only(f"/proc/{name}")
     for name in ("kcore", "keys", "timer_list", "kallsyms"):
         if os.path.exists(f"/proc/{name}"):
             libc.mount("/dev/null", f"/proc/{name}", None, libc.MS_BIND)
+
+
+def mount_private(plan: Plan) -> None:
+    """Mount what no two sandboxes share but /proc: /tmp, /dev/shm, /dev/pts, HOME, /var/tmp."""
+    safe = libc.MS_NOSUID | libc.MS_NODEV
     # A grant below a directory that is private inside is taken out first and put back on top.
     granted = [*plan.read, *plan.write, *([plan.workspace] if plan.workspace else [])]
     clone = libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC | libc.AT_RECURSIVE
@@ -126,8 +136,12 @@ def mount_private(plan: Plan) -> None:
         if plan.workspace_writable:
             for path in _matches(plan.workspace, plan.protect):
                 _remount_read_only(path)
-    # The root itself: everything writable is a mount of its own by now.
-    libc.mount(None, "/", None, libc.MS_REMOUNT | libc.MS_BIND | libc.MS_RDONLY | safe)
+
+
+def seal_root() -> None:
+    """Make the root itself read-only: everything writable is a mount of its own by now."""
+    flags = libc.MS_REMOUNT | libc.MS_BIND | libc.MS_RDONLY | libc.MS_NOSUID | libc.MS_NODEV
+    libc.mount(None, "/", None, flags)
 
 
 def _tree(path: str, attributes: int, owner_id: int | None = None) -> int:

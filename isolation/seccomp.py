@@ -7,6 +7,7 @@ pid 1 need to start a program and to end it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import socket
@@ -154,6 +155,7 @@ ESSENTIAL = frozenset(
 _NAMESPACE_FLAGS = 0x7E020080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _NETLINK_ROUTE = 0
+_CTL_OPTIMIZE = 8  # SCMP_FLTATR_CTL_OPTIMIZE, <seccomp.h>
 
 
 def expand(names: Iterable[str]) -> list[str]:
@@ -188,6 +190,10 @@ def compile_filter(policy: Policy) -> bytes:
     if needed := sorted(denied & ESSENTIAL):
         raise ValueError(f"syscalls.deny: {', '.join(needed)}: without it no program can start")
     filt = sc.SyscallFilter(eperm if rules.default_deny else sc.ALLOW)
+    # A binary tree instead of a list: a tenth of the steps for a call, and for the kernel's own
+    # walk through all calls when it loads the filter. seccomp_attr_set(3).
+    with contextlib.suppress(ValueError, OSError):  # libseccomp before 2.5
+        filt.set_attr(_CTL_OPTIMIZE, 2)
     if rules.default_deny:
         allowed = dict.fromkeys([*GROUPS["@runtime"], *expand(rules.allow)])
         argument_checked = {"clone", "ioctl", "socket", *(rule.syscall for rule in rules.rules)}

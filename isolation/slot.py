@@ -13,6 +13,7 @@ from typing import Any
 
 from .gated import GatedProcess, last_pid, unknown_child
 from .lockdown import await_pid_1, enter_namespaces, fork_pid_1, lock_down
+from .mounts import mount_private, seal_root
 from .plan import Plan
 
 
@@ -83,6 +84,7 @@ class Slot:
     Attributes:
         number: The gateway's name for it.
         command, pid_1: Pids in the zygote's namespace; 0 before they exist.
+        network: Descriptor of its network namespace; -1 before it exists.
         error: Why it could not be prepared; "" when it was.
         code: What posix_spawn returned: 0, or the errno of execve.
     """
@@ -101,6 +103,7 @@ class Slot:
         self._fds = fds
         self._terminal = terminal
         self._address = address
+        self.network = -1
         self._master = self._inner = -1
         self._gated: GatedProcess | None = None
         self._births: Births | None = None
@@ -108,15 +111,19 @@ class Slot:
         self._alive: set[int] = set()
         self._told = False
 
-    def prepare(self, plan: Plan, births: Births) -> None:
+    def prepare(self, plan: Plan, births: Births, network: int | None) -> None:
         """Become the sandbox. Runs in a thread of its own and ends after `release`."""
         self._births = births
         try:
-            enter_namespaces()
+            enter_namespaces(network)
+            own = f"/proc/self/task/{threading.get_native_id()}/ns/net"
+            self.network = os.open(own, os.O_RDONLY | os.O_CLOEXEC) if network is None else network
+            mount_private(plan)
             with births.turn():
                 self.pid_1, report = fork_pid_1(plan)
                 births.add(self.pid_1)
             await_pid_1(report)
+            seal_root()
             fds: list[int | None] = list(self._fds)
             name = None
             if self._terminal:

@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 
-from . import libc
+from . import capabilities, libc
 from .gated import Arena, region_address
 from .mounts import build_root
 from .plan import UNUSED_ID, Plan
@@ -47,7 +47,7 @@ def become_zygote(
     try:
         _enter(plan, (keeper, gateway))
         Zygote(keeper, gateway, Arena(arena), plan, rlimits=rlimits).serve()
-    except BrokenPipeError:
+    except ConnectionError:
         pass  # keeper or gateway has gone, and so does all of this
     except BaseException as error:  # the keeper must hear of it, whatever it was
         keeper.send(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
@@ -84,6 +84,9 @@ def _enter(plan: Plan, channels: tuple[socket.socket, ...]) -> None:
         os._exit(0)
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
+    # Inherited by every thread; lockdown.py does the rest.
+    capabilities.drop_bounding_set()
+    capabilities.set_no_new_privs()
 
 
 def _write_maps(uid: int, gid: int) -> None:
@@ -110,6 +113,7 @@ class Zygote:
         self._slots: dict[int, Slot] = {}
         self._of_fd: dict[int, Slot] = {}
         self._births = Births()
+        self._networks: list[int] = []  # of sandboxes that are over, for the next ones
         self._watcher = Watcher(plan.memory_bytes) if rlimits and plan.memory_bytes else None
         self._rlimits = rlimits
         self._epoll = select.epoll()
@@ -150,7 +154,9 @@ class Zygote:
         address = region_address(self._arena.address, request["region"])
         slot = Slot(request["fork"], (fds[0], fds[1], fds[2]), request["terminal"], address)
         self._slots[slot.number] = slot
-        threading.Thread(target=slot.prepare, args=(self._plan, self._births), daemon=True).start()
+        network = self._networks.pop() if self._networks else None
+        arguments = (self._plan, self._births, network)
+        threading.Thread(target=slot.prepare, args=arguments, daemon=True).start()
         return True
 
     def _on_births(self) -> None:
@@ -185,4 +191,6 @@ class Zygote:
             self._gateway.send(json.dumps(slot.report()).encode())
         if slot.over:
             del self._slots[slot.number]
+            if slot.network >= 0:
+                self._networks.append(slot.network)
             slot.release()

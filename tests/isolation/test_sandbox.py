@@ -261,6 +261,21 @@ def test_the_smallest_system_call_list_runs_python(workspace: Path, tmp_path: Pa
     assert run.stdout == b"42\n", run.stderr
 
 
+SERVE = """python3 -c '
+import socket
+a = socket.socket(); a.bind(("127.0.0.1", 8000)); a.listen()
+b = socket.create_connection(("127.0.0.1", 8000)); c, _ = a.accept(); c.close(); b.recv(1); b.close()
+print("served")'"""
+
+
+def test_a_port_is_free_again_for_the_next_sandbox(workspace: Path) -> None:
+    async def body(engine: Engine) -> list[bytes]:
+        # More than are kept ready, so that network namespaces come round again.
+        return [(await engine.run(["sh", "-c", SERVE])).stdout for _ in range(8)]
+
+    assert in_engine(BASE, workspace, body) == [b"served\n"] * 8
+
+
 def test_nothing_is_left_behind(workspace: Path) -> None:
     def own_children() -> set[str]:
         found: set[str] = set()
