@@ -20,7 +20,7 @@ from .audit import AuditLog, spans
 from .audit.record import recorded_arguments
 from .reasons import Reason
 from .tools import TOOLS, ToolDefinition
-from .tools.shell import as_text, structured
+from .tools.shell import as_text, moved_aside, structured
 
 Progress = Callable[[str], None]
 
@@ -150,6 +150,8 @@ class Calls:
             if tool == "read_file"
             else json.dumps(result.value, ensure_ascii=False)
         )
+        if undone := moved_aside(result, self.policy):
+            return Outcome(reason=Reason.POLICY_DENIED, text="\n".join(undone)), result
         return Outcome(reason=Reason.COMPLETED, text=text, content=result.value), result
 
     async def _shell(
@@ -184,4 +186,5 @@ def _resources(result: Result | None) -> dict[str, Any]:
         "memory_peak_bytes": result.memory_peak_bytes,
         "stdout_bytes": result.stdout_bytes,
         "stderr_bytes": result.stderr_bytes,
+        "moved_aside": list(result.moved_aside),
     }

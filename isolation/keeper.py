@@ -28,7 +28,7 @@ import sys
 from .cgroup import Cgroup, Hierarchy
 from .errors import SetupError
 from .landlock import abi_version
-from .plan import Plan
+from .plan import ORDER_BYTES, Plan
 from .zygote import become_zygote
 
 
@@ -87,7 +87,7 @@ class _Keeper:
                     return
 
     def _on_gateway(self) -> bool:
-        message, fds, _, _ = socket.recv_fds(self._gateway, 256, 3, socket.MSG_CMSG_CLOEXEC)
+        message, fds, _, _ = socket.recv_fds(self._gateway, ORDER_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
         if not message:
             return False
         request = json.loads(message)

@@ -20,7 +20,8 @@ from .cgroup import Cgroup
 from .command import Command, not_found
 from .errors import SetupError
 from .gated import REGIONS, Arena, open_gate
-from .plan import Plan
+from .guard import Marks
+from .plan import ORDER_BYTES, Plan
 
 
 class Started:
@@ -142,11 +143,14 @@ class Link:
         self._arena.close()
         await asyncio.to_thread(keeper.wait)
 
-    async def spawn(self, fds: Sequence[int], terminal: Sequence[int] = ()) -> Started:
+    async def spawn(
+        self, fds: Sequence[int], marks: Marks, terminal: Sequence[int] = ()
+    ) -> Started:
         """Prepare a sandbox whose command will have `fds` as stdin, stdout and stderr.
 
         Args:
             fds: Three descriptors, still the caller's to close.
+            marks: What of the workspace is covered and what is read-only.
             terminal: Indexes of those to be replaced by a terminal of the sandbox's own.
 
         Raises:
@@ -160,9 +164,14 @@ class Link:
         number, region = self._numbers, self._regions.pop()
         future = asyncio.get_running_loop().create_future()
         self._spawning[number] = region, future
-        order = {"spawn": number, "region": region, "terminal": list(terminal)}
+        order = json.dumps({
+            "spawn": number, "region": region, "terminal": list(terminal),
+            "hide": marks.hide, "protect": marks.protect,
+        }).encode()  # fmt: skip
         try:
-            socket.send_fds(self._to_keeper, [json.dumps(order).encode()], list(fds))
+            if len(order) > ORDER_BYTES:
+                raise OSError(errno.EMSGSIZE, "filesystem.hide and .protect match too many paths")
+            socket.send_fds(self._to_keeper, [order], list(fds))
         except OSError as error:
             del self._spawning[number]
             raise SetupError(f"the sandbox's keeper cannot be reached: {error}") from error

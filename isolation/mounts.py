@@ -11,16 +11,14 @@ import os
 import signal
 import stat
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 
 from . import libc
 from .errors import SetupError
+from .guard import Marks
 from .plan import DEVICES, HOME, Plan
 
 _STAGE = "/tmp"
 _BIND_READ_ONLY = libc.MOUNT_ATTR_RDONLY | libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
-# A workspace of more entries than this is searched no further for `hide` and `protect` globs.
-_MAX_WALK = 50_000
 
 
 def build_root(plan: Plan, *, owner_id: int | None) -> None:
@@ -113,8 +111,13 @@ def mount_proc(*, held_by_landlock: bool) -> None:
             libc.mount("/dev/null", f"/proc/{name}", None, libc.MS_BIND)
 
 
-def mount_private(plan: Plan) -> None:
-    """Mount what no two sandboxes share but /proc: /tmp, /dev/shm, /dev/pts, HOME, /var/tmp."""
+def mount_private(plan: Plan, marks: Marks) -> None:
+    """Mount what no two sandboxes share but /proc: /tmp, /dev/shm, /dev/pts, HOME, /var/tmp.
+
+    Args:
+        plan: The policy's.
+        marks: What of the workspace is covered and what is read-only.
+    """
     safe = libc.MS_NOSUID | libc.MS_NODEV
     # A grant below a directory that is private inside is taken out first and put back on top.
     granted = [*plan.read, *plan.write, *([plan.workspace] if plan.workspace else [])]
@@ -131,11 +134,10 @@ def mount_private(plan: Plan) -> None:
     for fd, path in buried:
         _attach(fd, path)
     if plan.workspace is not None:
-        for path in _matches(plan.workspace, plan.hide):
+        _protect(plan.workspace, marks.protect)
+    for path in marks.hide:
+        if os.path.lexists(path):  # it may have been removed meanwhile
             _cover(path)
-        if plan.workspace_writable:
-            for path in _matches(plan.workspace, plan.protect):
-                _remount_read_only(path)
 
 
 def seal_root() -> None:
@@ -210,37 +212,22 @@ def _remount_read_only(path: str) -> None:
     os.close(fd)
 
 
+def _protect(workspace: str, paths: Iterable[str]) -> None:
+    present = [path for path in paths if os.path.lexists(path)]
+    parents: set[str] = set()
+    for path in present:
+        while (path := os.path.dirname(path)) != workspace:
+            parents.add(path)
+    # A directory that holds a mount can be renamed, but no mount can: EBUSY, rename(2). So the way
+    # to a protected path is made of mounts.
+    for path in sorted(parents, key=len):
+        libc.mount(path, path, None, libc.MS_BIND | libc.MS_REC)
+    for path in present:
+        _remount_read_only(path)
+
+
 def _cover(path: str) -> None:
     if os.path.isdir(path):
         libc.mount("purple", path, "tmpfs", libc.MS_RDONLY, "size=4k,mode=555")
     else:
         libc.mount("/dev/null", path, None, libc.MS_BIND)
-
-
-def _matches(workspace: str, patterns: Iterable[str]) -> list[str]:
-    """Existing paths of the workspace that match; links are left out (their targets decide)."""
-    found: list[str] = []
-    globs: list[str] = []
-    for pattern in patterns:
-        clean = pattern.rstrip("/").removesuffix("/**")
-        if any(mark in clean for mark in "*?["):
-            globs.append(clean.removeprefix("**/"))
-            continue
-        path = os.path.normpath(os.path.join(workspace, clean))
-        if path.startswith(workspace + "/") and os.path.lexists(path) and not os.path.islink(path):
-            found.append(path)
-    seen = 0
-    for directory, names, files in os.walk(workspace) if globs else ():
-        for name in [*names, *files]:
-            path = os.path.join(directory, name)
-            inside = os.path.relpath(path, workspace)
-            wanted = any(fnmatchcase(name, g) or fnmatchcase(inside, g) for g in globs)
-            if wanted and not os.path.islink(path):
-                found.append(path)
-        seen += len(names) + len(files)
-        if seen > _MAX_WALK:
-            raise SetupError(
-                f"{workspace} has over {_MAX_WALK} entries: filesystem.hide and .protect with globs "
-                "cannot be held there; name the paths"
-            )
-    return found

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..policies import Policy
 
 HOME = "/home/agent"
+ORDER_BYTES = 160_000  # the longest order for a sandbox; under net.core.wmem_default, socket(7)
 # Directories that every sandbox has to itself, empty at its start.
 PRIVATE = ("/tmp", "/var/tmp", "/dev/shm", HOME)
 # The first id that systemd documents as belonging to nobody (UIDS-GIDS.md): what a payload is on
@@ -91,8 +92,6 @@ class Plan:
     write: tuple[str, ...]
     workspace: str | None
     workspace_writable: bool
-    hide: tuple[str, ...]
-    protect: tuple[str, ...]
     tmp_bytes: int
     seccomp: str
     environment: Mapping[str, str]
@@ -173,8 +172,6 @@ def compile_plan(policy: Policy, workspace: Path | None) -> Plan:
         write=_granted("write", policy.filesystem.write, workspace),
         workspace=None if workspace is None else str(workspace),
         workspace_writable=mode == "write",
-        hide=policy.filesystem.hide,
-        protect=policy.filesystem.protect,
         tmp_bytes=policy.filesystem.tmp_bytes,
         seccomp=base64.b64encode(program).decode(),
         environment=_environment(policy),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
 from .errors import SetupError
+from .guard import Marks
 from .link import Link, Started
 from .streams import Output
 
@@ -23,10 +24,14 @@ class Ready:
         started: The sandbox itself.
         stdin: Our end of its stdin; -1 where that is /dev/null.
         stdout, stderr: What it writes.
+        marks: What of the workspace is covered and what is read-only in it.
     """
 
-    def __init__(self, started: Started, stdin: int, stdout: Output, stderr: Output) -> None:
+    def __init__(
+        self, started: Started, marks: Marks, stdin: int, stdout: Output, stderr: Output
+    ) -> None:
         self.started = started
+        self.marks = marks
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
@@ -61,7 +66,7 @@ class Ready:
             self.stdin = -1
 
 
-async def prepare(link: Link, stdin: Literal["null", "pipe"]) -> Ready:
+async def prepare(link: Link, marks: Marks, stdin: Literal["null", "pipe"]) -> Ready:
     """Have a sandbox prepared with pipes of its own. Raises `SetupError`."""
     if stdin == "pipe":
         theirs, ours = os.pipe2(os.O_CLOEXEC)
@@ -69,7 +74,7 @@ async def prepare(link: Link, stdin: Literal["null", "pipe"]) -> Ready:
         theirs, ours = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1
     outputs = Output("stdout"), Output("stderr")
     try:
-        started = await link.spawn((theirs, outputs[0].writer, outputs[1].writer))
+        started = await link.spawn((theirs, outputs[0].writer, outputs[1].writer), marks)
     except BaseException:
         for output in outputs:
             output.close()
@@ -80,7 +85,7 @@ async def prepare(link: Link, stdin: Literal["null", "pipe"]) -> Ready:
         os.close(theirs)
         for output in outputs:
             output.close_writer()
-    return Ready(started, ours, *outputs)
+    return Ready(started, marks, ours, *outputs)
 
 
 class Pool:

@@ -22,6 +22,7 @@ class Result:
         reason: Why it ended; "timed_out" and "out_of_memory" mean that we or the kernel killed it.
         cpu_seconds: User and system time of the whole sandbox; None where no cgroup counts it.
         memory_peak_bytes: Of the whole sandbox; None where no cgroup counts it.
+        moved_aside: A sentence for each protected path that the command made; guard.py.
         value: The JSON of a file operation; None for a command.
     """
 
@@ -36,6 +37,7 @@ class Result:
     cpu_seconds: float | None
     memory_peak_bytes: int | None
     enforcement: Enforcement
+    moved_aside: tuple[str, ...] = ()
     value: Any = None
 
     @property

@@ -20,12 +20,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import fileops
 from .command import Command, not_found, resolve
 from .enforcement import Enforcement, enforcement_of
 from .errors import CommandNotFound, EnforcementError, OperationError, SetupError
+from .guard import Guard, Marks
 from .link import Link, Started
 from .plan import Plan, compile_plan
 from .pool import Pool, Ready, prepare
@@ -57,6 +58,7 @@ class Engine:
         self._enforcement: Enforcement | None = None
         self._plan: Plan | None = None
         self._link = Link()
+        self._guard = Guard(None, (), ())
         self._commands = Pool(
             self._make_command, self._discard, least=_LEAST_READY, most=_MOST_READY
         )
@@ -78,10 +80,13 @@ class Engine:
         return self._enforcement
 
     async def __aenter__(self) -> Engine:
-        self._plan = compile_plan(self.policy, self.workspace)
+        self._plan = plan = compile_plan(self.policy, self.workspace)
+        files = self.policy.filesystem
+        protect = files.protect if plan.workspace_writable else ()
+        self._guard = Guard(plan.workspace, files.hide, protect)
         try:
-            found = await self._link.open(self._plan)
-            self._enforcement = enforcement_of(found, self._plan)
+            found = await self._link.open(plan)
+            self._enforcement = enforcement_of(found, plan)
             if missing := self._enforcement.missing(self.policy.require):
                 raise EnforcementError(
                     f"policy {self.policy.name} requires more than this host enforces: "
@@ -135,7 +140,7 @@ class Engine:
         if wall_seconds is not None:
             limit = wall_seconds if limit is None else min(limit, wall_seconds)
         pooled = not stdin
-        ready = await (self._commands.take() if pooled else prepare(self._link, "pipe"))
+        ready = await (self._take(self._commands) if pooled else self._prepare("pipe"))
         for output in (ready.stdout, ready.stderr):
             output.keep_bytes = self.policy.resources.output_bytes
             output.on_output = on_output
@@ -155,7 +160,7 @@ class Engine:
             SetupError: the sandbox could not be built, or has no interpreter in its view.
         """
         question = json.dumps({"operation": operation, "arguments": dict(arguments)}).encode()
-        ready = await self._operators.take()
+        ready = await self._take(self._operators)
         try:
             limit = self.policy.resources.wall_seconds
             result = await self._complete(
@@ -197,7 +202,8 @@ class Engine:
         """
         command = resolve(self._entered, argv, cwd, None)
         tty = [i for i, fd in enumerate(fds) if os.isatty(fd)] if terminal is not None else []
-        started = await self._link.spawn(fds, tty)
+        marks = self._look()
+        started = await self._link.spawn(fds, marks, tty)
         began = time.monotonic()
         if terminal is not None:
             terminal(started.master)
@@ -210,14 +216,31 @@ class Engine:
             await asyncio.shield(started.gone())
             usage = _usage(started)
             self._link.gone(started)
+        moved = self._guard.move_aside(marks)
         _refused(end, argv[0])
-        return self._result(end, timed_out, usage, time.monotonic() - began)
+        return self._result(end, timed_out, usage, time.monotonic() - began, moved)
+
+    def _look(self) -> Marks:
+        try:
+            return self._guard.look()
+        except ValueError as error:
+            raise SetupError(str(error)) from error
+
+    async def _prepare(self, stdin: Literal["null", "pipe"]) -> Ready:
+        return await prepare(self._link, self._look(), stdin)
+
+    async def _take(self, pool: Pool) -> Ready:
+        """One whose covers and read-only paths are those of now."""
+        while (ready := await pool.take()).marks != self._look():
+            self._discard(ready)
+            pool.done()
+        return ready
 
     async def _make_command(self) -> Ready:
-        return await prepare(self._link, "null")
+        return await self._prepare("null")
 
     async def _make_operator(self) -> Ready:
-        ready = await prepare(self._link, "pipe")
+        ready = await self._prepare("pipe")
         ready.stdout.keep_bytes = _MAX_OPERATION_BYTES
         ready.stderr.keep_bytes = 4096
         python = os.path.realpath(sys.executable)
@@ -244,11 +267,12 @@ class Engine:
             if not started.is_gone():
                 await asyncio.shield(started.gone())
             usage = _usage(started)
+            moved = self._guard.move_aside(ready.marks)
             for output in (ready.stdout, ready.stderr):
                 output.drain()
             asyncio.get_running_loop().call_soon(self._discard, ready)  # after the caller goes on
         _refused(end, name)
-        return self._result(end, timed_out, usage, time.monotonic() - began, ready)
+        return self._result(end, timed_out, usage, time.monotonic() - began, moved, ready)
 
     def _discard(self, ready: Ready) -> None:
         ready.started.kill()
@@ -261,7 +285,7 @@ class Engine:
 
     def _result(
         self, end: Mapping[str, Any], timed_out: bool, usage: Mapping[str, Any], wall: float,
-        ready: Ready | None = None,
+        moved: tuple[str, ...], ready: Ready | None = None,
     ) -> Result:  # fmt: skip
         status = end.get("status")
         reason: Reason = "signaled"
@@ -282,7 +306,7 @@ class Engine:
             stderr=bytes(ready.stderr.kept) if ready else b"",
             stdout_bytes=ready.stdout.total_bytes if ready else 0,
             stderr_bytes=ready.stderr.total_bytes if ready else 0,
-            enforcement=self.enforcement,
+            enforcement=self.enforcement, moved_aside=moved,
             cpu_seconds=usage.get("cpu_seconds"), memory_peak_bytes=usage.get("memory_peak_bytes"),
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .gated import GatedProcess, last_pid, unknown_child
+from .guard import Marks
 from .lockdown import await_pid_1, enter_namespaces, fork_pid_1, lock_down
 from .mounts import mount_private, seal_root
 from .plan import Plan
@@ -89,10 +90,10 @@ class Slot:
         code: What posix_spawn returned: 0, or the errno of execve.
     """
 
-    def __init__(
-        self, number: int, fds: tuple[int, int, int], terminal: list[int], address: int
-    ) -> None:
-        self.number = number
+    def __init__(self, order: dict[str, Any], fds: tuple[int, int, int], address: int) -> None:
+        self.number: int = order["fork"]
+        self._terminal: list[int] = order["terminal"]
+        self._marks = Marks(hide=tuple(order["hide"]), protect=tuple(order["protect"]))
         self.command = self.pid_1 = 0
         self.error = ""
         self.code = 0
@@ -101,7 +102,6 @@ class Slot:
         self._reported = threading.Event()
         self.pidfds: list[int] = []
         self._fds = fds
-        self._terminal = terminal
         self._address = address
         self.network = -1
         self._master = self._inner = -1
@@ -118,7 +118,7 @@ class Slot:
             enter_namespaces(network)
             own = f"/proc/self/task/{threading.get_native_id()}/ns/net"
             self.network = os.open(own, os.O_RDONLY | os.O_CLOEXEC) if network is None else network
-            mount_private(plan)
+            mount_private(plan, self._marks)
             with births.turn():
                 self.pid_1, report = fork_pid_1(plan)
                 births.add(self.pid_1)

@@ -24,7 +24,7 @@ import threading
 from . import capabilities, libc
 from .gated import Arena, region_address
 from .mounts import build_root
-from .plan import UNUSED_ID, Plan
+from .plan import ORDER_BYTES, UNUSED_ID, Plan
 from .slot import Births, Slot
 from .watcher import Watcher
 
@@ -147,12 +147,12 @@ class Zygote:
         return self._watcher.seconds if self._watcher and self._slots else -1
 
     def _on_keeper(self) -> bool:
-        message, fds, _, _ = socket.recv_fds(self._keeper, 256, 3, socket.MSG_CMSG_CLOEXEC)
+        message, fds, _, _ = socket.recv_fds(self._keeper, ORDER_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
         if not message:
             return False
         request = json.loads(message)
         address = region_address(self._arena.address, request["region"])
-        slot = Slot(request["fork"], (fds[0], fds[1], fds[2]), request["terminal"], address)
+        slot = Slot(request, (fds[0], fds[1], fds[2]), address)
         self._slots[slot.number] = slot
         network = self._networks.pop() if self._networks else None
         arguments = (self._plan, self._births, network)

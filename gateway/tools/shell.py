@@ -46,6 +46,7 @@ def notes(command: str, result: Result, policy: Policy) -> list[str]:
             f"Stopped: that place is read-only (rules filesystem.write and filesystem.protect of "
             f"policy {name}). Write inside the workspace or /tmp."
         )
+    said += moved_aside(result, policy)
     if result.reason == "timed_out":
         said.append(
             f"Ended after {result.wall_seconds:.1f} s (rule resources.timeout of policy {name})."
@@ -59,6 +60,15 @@ def notes(command: str, result: Result, policy: Policy) -> list[str]:
             "redirect it to a file and read parts."
         )
     return said
+
+
+def moved_aside(result: Result, policy: Policy) -> list[str]:
+    """A sentence for each protected path that a call made."""
+    return [
+        f"Undone: {sentence}, because it could run outside the sandbox (rule filesystem.protect of "
+        f"policy {policy.name}). Ask the person to make it."
+        for sentence in result.moved_aside
+    ]
 
 
 def structured(command: str, result: Result, policy: Policy) -> dict[str, Any]:

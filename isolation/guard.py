@@ -1,0 +1,208 @@
+"""What of a writable workspace is hidden or protected: found before a sandbox is prepared, and
+looked for again when its command has ended.
+
+A mount can hold only what exists. So a protected path that a command has *made* is moved aside
+before anybody on the host is told that the command ended: nothing is lost, and nothing that runs
+by its name (`.git/hooks`, `.vscode`, …) is left. Names in patterns are relative to the workspace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import translate
+
+_RESCAN_SECONDS = 1.0
+_RESCAN_RATIO = 20.0  # a walk may take a twentieth of the time
+_MAX_MATCHES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """Absolute paths that exist now: to be covered, and to be made read-only.
+
+    `links` are protected names that are symbolic links, with their targets: no mount holds those.
+    """
+
+    hide: tuple[str, ...] = ()
+    protect: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
+
+
+class Guard:
+    """The patterns of `filesystem.hide` and `.protect` over one workspace.
+
+    Args:
+        workspace: Absolute, resolved; None guards nothing.
+        hide: Patterns of what is covered.
+        protect: Patterns of what is read-only; empty where the whole workspace is.
+
+    A pattern without `*?[` is looked at before each call. Others need a walk through the workspace,
+    which is repeated when it is older than a second or twenty times its own duration: a match that
+    is younger may be seen once.
+    """
+
+    def __init__(self, workspace: str | None, hide: Iterable[str], protect: Iterable[str]) -> None:
+        self._workspace = workspace
+        self._hide = _Patterns(hide)
+        self._protect = _Patterns(protect)
+        self._walked: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+        self._next_walk = 0.0
+
+    def look(self) -> Marks:
+        """What matches now.
+
+        Raises:
+            ValueError: more than a thousand paths match; says what to do.
+        """
+        root = self._workspace
+        if root is None:
+            return Marks()
+        if (self._hide.globs or self._protect.globs) and time.monotonic() >= self._next_walk:
+            began = time.monotonic()
+            self._walked = self._walk(root)
+            ended = time.monotonic()
+            self._next_walk = ended + max(_RESCAN_SECONDS, _RESCAN_RATIO * (ended - began))
+        hide, protect = (
+            tuple(dict.fromkeys((*patterns.existing(root), *walked)))
+            for patterns, walked in zip((self._hide, self._protect), self._walked, strict=True)
+        )
+        if len(hide) + len(protect) > _MAX_MATCHES:
+            raise ValueError(
+                f"filesystem.hide and .protect match over {_MAX_MATCHES} paths in {root}; "
+                "name their directory instead"
+            )
+        return Marks(hide=hide, protect=protect, links=self._protect.links(root))
+
+    def move_aside(self, before: Marks) -> tuple[str, ...]:
+        """Rename each protected path that exists now but did not in `before`.
+
+        Returns:
+            For each, `NAME was moved to NAME.purple-quarantine-N`, relative to the workspace.
+        """
+        root = self._workspace
+        if root is None:
+            return ()
+        known = set(before.protect)
+        known |= {path for path, _ in set(before.links) & set(self._protect.links(root))}
+        said: list[str] = []
+        for name in self._protect.literals:
+            if f"{root}/{name}" not in known and (moved := _quarantine(root, name)):
+                said.append(moved)
+        if self._protect.globs:
+            for path in self._walk(root)[1]:
+                if path not in known and (moved := _quarantine(root, os.path.relpath(path, root))):
+                    said.append(moved)
+        return tuple(said)
+
+    def _walk(self, root: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        hide: list[str] = []
+        protect: list[str] = []
+        waiting = [root]
+        while waiting:
+            directory = waiting.pop()
+            try:
+                entries = list(os.scandir(directory))
+            except OSError:
+                continue
+            for entry in entries:
+                if entry.is_symlink():  # its target decides
+                    continue
+                inside = entry.path[len(root) + 1 :]
+                if self._hide.match(entry.name, inside):
+                    hide.append(entry.path)
+                    continue
+                if self._protect.match(entry.name, inside):
+                    protect.append(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+        return tuple(hide), tuple(protect)
+
+
+class _Patterns:
+    def __init__(self, patterns: Iterable[str]) -> None:
+        cleaned = [p.rstrip("/").removesuffix("/**").removeprefix("./") for p in patterns]
+        self.literals = [
+            name
+            for name in map(os.path.normpath, (p for p in cleaned if not _is_glob(p)))
+            if not name.startswith(("../", "/")) and name not in (".", "..")
+        ]
+        self.globs = [p.removeprefix("**/") for p in cleaned if _is_glob(p)]
+        self._pattern = re.compile("|".join(map(translate, self.globs)) or r"(?!)")
+
+    def match(self, name: str, inside: str) -> bool:
+        return bool(self._pattern.match(name) or self._pattern.match(inside))
+
+    def existing(self, root: str) -> list[str]:
+        found: list[str] = []
+        for name in self.literals:
+            path = f"{root}/{name}"
+            try:
+                mode = os.lstat(path).st_mode
+            except OSError:
+                continue
+            if not stat.S_ISLNK(mode):
+                found.append(path)
+        return found
+
+    def links(self, root: str) -> tuple[tuple[str, str], ...]:
+        found: list[tuple[str, str]] = []
+        for name in self.literals:
+            with contextlib.suppress(OSError):
+                found.append((f"{root}/{name}", os.readlink(f"{root}/{name}")))
+        return tuple(found)
+
+
+def _is_glob(pattern: str) -> bool:
+    return any(mark in pattern for mark in "*?[")
+
+
+def _quarantine(root: str, name: str) -> str | None:
+    """Rename `name` below `root` if it is there; no link of the sandbox's making is followed."""
+    parent = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    done: list[str] = []
+    try:
+        *parts, last = name.split("/")
+        for part in parts:
+            try:
+                mode = os.lstat(part, dir_fd=parent).st_mode
+            except OSError:
+                return None
+            if stat.S_ISLNK(mode):
+                last = part  # a link in the way could lead to the protected name elsewhere
+                break
+            if not stat.S_ISDIR(mode):
+                return None
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                below = os.open(part, flags, dir_fd=parent)
+            except OSError:
+                return None
+            os.close(parent)
+            parent = below
+            done.append(part)
+        try:
+            os.lstat(last, dir_fd=parent)
+        except OSError:
+            return None
+        number = 1
+        while _exists(f"{last}.purple-quarantine-{number}", parent):
+            number += 1
+        aside = f"{last}.purple-quarantine-{number}"
+        os.rename(last, aside, src_dir_fd=parent, dst_dir_fd=parent)
+        return f"{'/'.join([*done, last])} was moved to {'/'.join([*done, aside])}"
+    finally:
+        os.close(parent)
+
+
+def _exists(name: str, directory: int) -> bool:
+    try:
+        os.lstat(name, dir_fd=directory)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,116 @@
+"""Hidden and protected paths: what exists is held by mounts, what is made later is moved aside."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from purplebox.isolation import Engine, Result
+from purplebox.isolation.guard import Guard
+from purplebox.policies import Policy, load_policy
+
+BASE = load_policy("base")
+
+
+def shell(workspace: Path, command: str, policy: Policy = BASE) -> Result:
+    async def go() -> Result:
+        async with Engine(policy, workspace) as engine:
+            return await engine.run(["sh", "-c", command])
+
+    return asyncio.run(go())
+
+
+def with_files(**fields: object) -> Policy:
+    return BASE.model_copy(update={"filesystem": BASE.filesystem.model_copy(update=fields)})
+
+
+UNPROTECTED = with_files(protect=())
+
+
+@pytest.mark.parametrize(
+    ("command", "made"),
+    [
+        ("mkdir .vscode && echo x > .vscode/tasks.json", ".vscode"),
+        ("echo '{}' > .mcp.json", ".mcp.json"),
+        ("ln -s /usr/bin/id .envrc", ".envrc"),
+        ("mkdir -p .git/hooks && echo x > .git/hooks/pre-commit", ".git/hooks"),
+    ],
+)
+def test_a_protected_path_that_a_command_makes_is_moved_aside(
+    workspace: Path, command: str, made: str
+) -> None:
+    result = shell(workspace, command)
+    assert result.exit_code == 0, result.stderr
+    assert not os.path.lexists(workspace / made)
+    aside = f"{made}.purple-quarantine-1"
+    assert os.path.lexists(workspace / aside)
+    assert result.moved_aside == (f"{made} was moved to {aside}",)
+    # the control: without the rule the same command makes it
+    assert shell(workspace, command.replace("mkdir .", "mkdir -p ."), UNPROTECTED).moved_aside == ()
+    assert os.path.lexists(workspace / made)
+
+
+def test_the_way_to_a_protected_path_cannot_be_renamed(workspace: Path) -> None:
+    (workspace / ".git" / "hooks").mkdir(parents=True)
+    for command in ("mv .git other", "mv .git/hooks .git/h", "rm -rf .git/hooks", "rmdir .git"):
+        result = shell(workspace, command)
+        assert result.exit_code != 0
+        assert b"busy" in result.stderr or b"Read-only" in result.stderr, result.stderr
+    assert shell(workspace, "mv .git other", UNPROTECTED).exit_code == 0
+
+
+def test_a_link_planted_in_the_way_moves_nothing_outside(workspace: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "hooks").mkdir(parents=True)
+    result = shell(workspace, f"ln -s {outside} .git")
+    assert result.moved_aside == (".git was moved to .git.purple-quarantine-1",)
+    assert (outside / "hooks").is_dir()
+
+
+def test_a_link_of_the_persons_own_stays(workspace: Path) -> None:
+    (workspace / "shared").mkdir()
+    (workspace / ".vscode").symlink_to("shared")
+    assert shell(workspace, "true").moved_aside == ()
+    assert (workspace / ".vscode").is_symlink()
+    swapped = shell(workspace, "rm .vscode && mkdir .vscode")
+    assert swapped.moved_aside == (".vscode was moved to .vscode.purple-quarantine-1",)
+
+
+def test_what_the_person_makes_between_calls_is_held_in_the_next(workspace: Path) -> None:
+    async def go() -> tuple[Result, Result]:
+        async with Engine(load_policy("code-assistant"), workspace) as engine:
+            await engine.run(["true"])
+            (workspace / ".mcp.json").write_text("{}")
+            (workspace / ".env").write_text("TOKEN=1")
+            return (
+                await engine.run(["sh", "-c", "echo x > .mcp.json"]),
+                await engine.run(["cat", ".env"]),
+            )
+
+    protected, hidden = asyncio.run(go())
+    assert b"Read-only file system" in protected.stderr
+    assert hidden.stdout == b""
+    assert (workspace / ".mcp.json").read_text() == "{}"
+
+
+def test_globs_are_matched_at_any_depth_and_links_are_left_out(workspace: Path) -> None:
+    (workspace / "a" / "secrets").mkdir(parents=True)
+    (workspace / "a" / "b.key").write_text("k")
+    (workspace / "link.key").symlink_to("a/b.key")
+    marks = Guard(str(workspace), ["**/secrets/**", "*.key"], []).look()
+    assert sorted(marks.hide) == [str(workspace / "a" / "b.key"), str(workspace / "a" / "secrets")]
+    guard = Guard(str(workspace), [], ["a/*.key"])
+    marks = guard.look()
+    assert marks.protect == (str(workspace / "a" / "b.key"),)
+    (workspace / "a" / "c.key").write_text("k")
+    assert guard.move_aside(marks) == ("a/c.key was moved to a/c.key.purple-quarantine-1",)
+
+
+def test_too_many_matches_say_what_to_do(workspace: Path) -> None:
+    for index in range(1001):
+        (workspace / f"{index}.key").write_text("")
+    with pytest.raises(ValueError, match="name their directory instead"):
+        Guard(str(workspace), ["*.key"], []).look()
