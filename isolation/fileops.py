@@ -230,10 +230,11 @@ OPERATIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 def program() -> str:
     """This file as a program for `python -c` that does the one operation asked for on its stdin."""
-    return Path(__file__).read_text() + "\n\n_main()\n"
+    return Path(__file__).read_text() + "\n\nmain()\n"
 
 
-def _main() -> None:
+def main() -> None:
+    """Do the operation asked for on stdin; its JSON goes to stdout."""
     request = json.load(sys.stdin)
     reply: dict[str, Any]
     try:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .errors import SetupError
 
@@ -110,7 +110,7 @@ class Plan:
         fields = json.loads(text)
         for name, value in fields.items():
             if isinstance(value, list):
-                fields[name] = tuple(value)
+                fields[name] = tuple(cast(list[str], value))
         return Plan(**fields)
 
     @property

@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from .gated import GatedProcess, last_pid, unknown_child
@@ -33,7 +33,7 @@ class Births:
         self._failed: list[Slot] = []
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self) -> Generator[None]:
         """Hold others back while a child is made whose pid is told by fork(2)."""
         with self._turn:
             yield

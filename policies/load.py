@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -192,7 +193,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         if isinstance(old, dict) and isinstance(value, dict):
             merged[key] = _merge(cast(dict[str, Any], old), cast(dict[str, Any], value))
         elif isinstance(old, list) and isinstance(value, list):
-            items = old + value
+            items: list[Any] = [*old, *value]
             merged[key] = [item for i, item in enumerate(items) if item not in items[:i]]
         else:
             merged[key] = value
@@ -202,9 +203,9 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _tuples(value: Any) -> Any:
     """YAML's lists as the tuples that a frozen, strict model takes."""
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
+        return {key: _tuples(item) for key, item in cast(dict[str, Any], value).items()}
     if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
+        return tuple(_tuples(item) for item in cast(Sequence[Any], value))
     return value
 
 

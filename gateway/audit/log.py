@@ -14,7 +14,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ class AuditLog:
 
 
 @contextlib.contextmanager
-def _locked(fd: int) -> Iterator[None]:
+def _locked(fd: int) -> Generator[None]:
     fcntl.flock(fd, fcntl.LOCK_EX)
     try:
         yield

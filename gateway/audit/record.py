@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 REDACTED = "[redacted]"
@@ -30,7 +30,7 @@ def redact(value: Any, names: tuple[str, ...]) -> Any:
             for key, item in items
         }
     if isinstance(value, list):
-        return [redact(item, names) for item in value]
+        return [redact(item, names) for item in cast(Sequence[Any], value)]
     return value
 
 
