@@ -1,190 +1,281 @@
-"""The life of a tool call: validated → decided → recorded → run → recorded → returned.
+"""The life of a tool call: received → decided → approved → run → screened → recorded → returned.
 
-Every call takes this path and leaves one record, however it ends. Nothing in a call's arguments
+Every call takes this path and leaves one record, however it ends; a built-in tool and a tool of a
+server behind the gateway differ only in the `Run` that carries it out. Nothing in a call's arguments
 can change its sandbox; only the policy can.
+
+Theory of operation
+    `Calls.call` judges under one `Version` (policy and engine), which a reload does not change for a
+    call in flight. Stages stand around the run: each may refuse before it, in order, and change its
+    result after it, in the opposite order. The record is begun before anything runs (what cannot be
+    recorded does not run) and ended whatever happens, also when the caller is cancelled.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
 
-import jsonschema
-
-from ..isolation import CommandNotFound, Engine, IsolationError, OperationError, Result
+from ..isolation import Engine
 from ..policies import Decision, Policy, decide
 from .audit import AuditLog, spans
 from .audit.record import recorded_arguments
 from .reasons import Reason
-from .tools import TOOLS, ToolDefinition
-from .tools.shell import as_text, moved_aside, structured
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What goes back to the client."""
+class Version:
+    """What a call is judged by and runs under: a policy and the engine that holds it."""
+
+    policy: Policy
+    engine: Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One tool call as it was asked for.
+
+    Attributes:
+        tool: The server's own name for it, without the gateway's prefix.
+        arguments: As judged: canonical.
+        server: Name of the server behind the gateway; "" for the built-in tools.
+        client: Who asks: the client's name, or its principal over HTTP; "" when unknown.
+        session: Of that client; "" when there is none.
+        call_id: The record's; "" until it has been begun.
+        progress: Called with running output as it comes; None when nobody wants it.
+    """
+
+    tool: str
+    arguments: Mapping[str, Any]
+    server: str = ""
+    client: str = ""
+    session: str = ""
+    call_id: str = ""
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why a call does not run.
+
+    Attributes:
+        reason: Stable code.
+        rule: Key of the policy that says so.
+        text: For the model: what, by which rule, what to do.
+        person: For the person, where that differs; "" where it does not.
+        retry_seconds: When to try again; None when that will not help.
+    """
 
     reason: Reason
+    rule: str
     text: str
-    content: dict[str, Any] | None = None
+    person: str = ""
+    retry_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What carrying a call out gave.
+
+    Attributes:
+        result: CallToolResult in wire form.
+        reason: COMPLETED, or why it ended otherwise.
+        facts: For the record: exit status, resources used, connections, what degraded.
+    """
+
+    result: dict[str, Any]
+    reason: Reason = Reason.COMPLETED
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approval:
+    """A person's answer: `by` says how it came; `text` is why not."""
+
+    allowed: bool
+    by: str
+    text: str = ""
+
+
+Run = Callable[[Call, Version], Awaitable[Ran]]
+
+
+class Stage(Protocol):
+    """Something that stands around the run of every call."""
+
+    async def before(self, call: Call, decision: Decision, version: Version) -> Refusal | None:
+        """Refuse the call, or let it pass (None). Runs only for calls that the rules let pass."""
+        ...
+
+    async def after(self, call: Call, ran: Ran, version: Version) -> Ran:
+        """Change what is returned and recorded. Called once for each `before` that let it pass."""
+        ...
+
+
+class Approver(Protocol):
+    """Asks a person about a call whose decision is `ask`."""
+
+    async def approve(self, call: Call, decision: Decision, version: Version) -> Approval:
+        """The answer; a time-out is a no."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a call ended. `result` goes back to the client: CallToolResult in wire form."""
+
+    call_id: str
+    reason: Reason
+    decision: Decision
+    result: dict[str, Any]
 
     @property
     def is_error(self) -> bool:
         """MCP's isError: the model should see that it did not work."""
-        if self.reason is not Reason.COMPLETED:
-            return True
-        return bool(self.content and self.content.get("exit_code"))
+        return bool(self.result.get("isError"))
+
+    @property
+    def content(self) -> dict[str, Any] | None:
+        """The structured content; None where there is none."""
+        return cast("dict[str, Any] | None", self.result.get("structuredContent"))
+
+    @property
+    def text(self) -> str:
+        """All text blocks, a line break between them."""
+        blocks: list[dict[str, Any]] = self.result.get("content", [])
+        return "\n".join(str(b.get("text", "")) for b in blocks if b.get("type") == "text")
 
 
-@dataclass(frozen=True, kw_only=True)
+def text_result(
+    text: str, content: dict[str, Any] | None = None, *, is_error: bool = False
+) -> dict[str, Any]:
+    """A CallToolResult in wire form."""
+    result: dict[str, Any] = {"content": [{"type": "text", "text": text}], "isError": is_error}
+    if content is not None:
+        result["structuredContent"] = content
+    return result
+
+
 class Calls:
-    """Carries calls out under one policy."""
+    """Carries calls out.
 
-    engine: Engine
-    policy: Policy
-    log: AuditLog
+    Args:
+        log: Where each leaves its record.
+        stages: Around each run, in this order before it.
+        approver: Asked where a rule says `ask`; None: there is nobody, so the answer is no.
+    """
+
+    def __init__(
+        self, log: AuditLog, *, stages: Sequence[Stage] = (), approver: Approver | None = None
+    ) -> None:
+        self._log = log
+        self._stages = tuple(stages)
+        self._approver = approver
 
     async def call(
-        self,
-        tool: str,
-        arguments: Mapping[str, Any],
-        *,
-        client: str = "",
-        progress: Progress | None = None,
+        self, call: Call, version: Version, run: Run, *, problem: Refusal | None = None
     ) -> Outcome:
-        """Carry one call out. Cancelling it kills its sandbox first, then records that."""
-        definition = TOOLS.get(tool)
-        decision, refusal = self._judge(definition, tool, arguments, client)
-        audit = self.policy.audit
-        started = time.monotonic()
-        fields = {
-            "tool": tool,
-            "client": client,
-            "policy": self.policy.name,
-            "policy_version": self.policy.digest,
-            "effect": decision.effect,
-            "rule": decision.rule,
-            "decision_reason": decision.reason,
-            "arguments": recorded_arguments(arguments, audit.arguments, audit.redact),
-            "enforcement": self.engine.enforcement.to_json(),
-        }
-        # OSError here stops the call: what cannot be recorded does not run.
-        call_id = self.log.begin(fields)
-        spans.annotate(
-            {
-                spans.CALL_ID: call_id, spans.POLICY: self.policy.name,
-                spans.POLICY_VERSION: self.policy.digest, spans.EFFECT: decision.effect,
-                spans.RULE: decision.rule,
-                **{spans.ENFORCEMENT + k: v.status for k, v in self.engine.enforcement.layers.items()},
-            }
-        )  # fmt: skip
-        end: dict[str, Any] = {"reason": str(Reason.CANCELLED)}
-        try:
-            if refusal is not None:
-                outcome, result = refusal, None
-            else:
-                outcome, result = await self._run(tool, arguments, progress)
-            end = {"reason": str(outcome.reason), **_resources(result)}
-            return outcome
-        finally:
-            end["wall_seconds"] = round(time.monotonic() - started, 4)
-            self.log.end(call_id, end)
-            spans.annotate({spans.REASON: end["reason"], spans.EXIT_CODE: end.get("exit_code")})
+        """Carry one call out; cancelling it ends its sandbox first, then records that.
 
-    def _judge(
-        self,
-        definition: ToolDefinition | None,
-        tool: str,
-        arguments: Mapping[str, Any],
-        client: str,
-    ) -> tuple[Decision, Outcome | None]:
-        if definition is None:
-            known = ", ".join(TOOLS)
-            decision = Decision(effect="deny", reason="unknown tool", rule="tools")
-            return decision, Outcome(
-                reason=Reason.UNKNOWN_TOOL, text=f"There is no tool {tool!r}; there are: {known}."
-            )
-        validator = jsonschema.Draft202012Validator(definition.input_schema)
-        if (error := next(iter(validator.iter_errors(dict(arguments))), None)) is not None:
-            where = ".".join(str(part) for part in error.absolute_path)
-            text = f"Invalid arguments for {tool}: {where + ': ' if where else ''}{error.message[:500]}"
-            decision = Decision(effect="deny", reason="invalid arguments", rule="schema")
-            return decision, Outcome(reason=Reason.INVALID_ARGUMENTS, text=text)
-        decision = decide(self.policy, tool=tool, args=arguments, client=client)
-        if decision.effect == "allow":
-            return decision, None
-        rule = f"rule {decision.rule} of policy {self.policy.name}"
-        if decision.effect == "ask":
-            text = f"Refused: this needs a person's approval, and nobody can be asked here ({rule}): {decision.reason}"
-            return decision, Outcome(reason=Reason.APPROVAL_REQUIRED, text=text)
-        return decision, Outcome(
-            reason=Reason.POLICY_DENIED, text=f"Denied by {rule}: {decision.reason}"
-        )
+        Args:
+            call: What is asked for.
+            version: What it is judged by and runs under.
+            run: Does it, once it may.
+            problem: What is wrong with the call in itself (unknown tool, arguments against the
+                schema); it is recorded and refused without being judged.
 
-    async def _run(
-        self, tool: str, arguments: Mapping[str, Any], progress: Progress | None
-    ) -> tuple[Outcome, Result | None]:
-        try:
-            if tool == "shell":
-                return await self._shell(arguments, progress)
-            result = await self.engine.call(tool, arguments)
-        except CommandNotFound as error:
-            return Outcome(reason=Reason.COMMAND_NOT_FOUND, text=str(error)), None
-        except OperationError as error:
-            text = f"{tool} failed ({error.code}): {error}"
-            if error.code in ("ENOENT", "EACCES", "EROFS", "EPERM"):
-                text += (
-                    f". Only what policy {self.policy.name} grants is visible (rules filesystem.read, "
-                    "filesystem.write, filesystem.protect)."
+        Raises:
+            OSError: the record cannot be written; nothing has run.
+        """
+        policy = version.policy
+        if problem is not None:
+            decision = Decision(effect="deny", reason=problem.reason, rule=problem.rule)
+        else:
+            decision = decide(
+                policy, tool=call.tool, args=call.arguments, server=call.server,
+                client=call.client, session=call.session,
+            )  # fmt: skip
+        with spans.tool_call(call.tool):
+            call = replace(call, call_id=self._begin(call, decision, version))
+            started = time.monotonic()
+            end: dict[str, Any] = {"reason": str(Reason.CANCELLED)}
+            try:
+                ran = await self._carry_out(call, decision, version, run, problem, end)
+                end = {**end, **ran.facts, "reason": str(ran.reason)}
+                return Outcome(
+                    call_id=call.call_id, reason=ran.reason, decision=decision, result=ran.result
                 )
-            return Outcome(reason=Reason.OPERATION_FAILED, text=text), None
-        except IsolationError as error:
-            return Outcome(reason=Reason.SANDBOX_UNAVAILABLE, text=f"Not run: {error}"), None
-        text = (
-            result.value["content"]
-            if tool == "read_file"
-            else json.dumps(result.value, ensure_ascii=False)
-        )
-        if undone := moved_aside(result, self.policy):
-            return Outcome(reason=Reason.POLICY_DENIED, text="\n".join(undone)), result
-        return Outcome(reason=Reason.COMPLETED, text=text, content=result.value), result
+            except Exception as error:
+                end["reason"] = str(Reason.INTERNAL_ERROR)
+                end["error"] = f"{type(error).__name__}: {error}"
+                raise
+            finally:
+                end["wall_seconds"] = round(time.monotonic() - started, 4)
+                self._log.end(call.call_id, end)
+                spans.ended(end)
 
-    async def _shell(
-        self, arguments: Mapping[str, Any], progress: Progress | None
-    ) -> tuple[Outcome, Result]:
-        def on_output(_: str, data: bytes) -> None:
-            if progress is not None:
-                progress(data[-4096:].decode("utf-8", "replace"))
+    def _begin(self, call: Call, decision: Decision, version: Version) -> str:
+        policy, audit = version.policy, version.policy.audit
+        enforcement = version.engine.enforcement
+        call_id = self._log.begin({
+            "tool": call.tool, "server": call.server, "client": call.client,
+            "session": call.session, "policy": policy.name, "policy_version": policy.digest,
+            "effect": decision.effect, "rule": decision.rule, "decision_reason": decision.reason,
+            "arguments": recorded_arguments(call.arguments, audit.arguments, audit.redact),
+            "enforcement": enforcement.to_json(), **spans.identity(),
+        })  # fmt: skip
+        spans.begun(call_id, policy, decision, enforcement)
+        return call_id
 
-        command: str = arguments["command"]
-        result = await self.engine.run(
-            ["/bin/sh", "-c", command],
-            cwd=arguments.get("cwd", ""),
-            wall_seconds=arguments.get("timeout_seconds"),
-            on_output=on_output,
-        )
-        content = structured(command, result, self.policy)
-        reason = {
-            "timed_out": Reason.TIMED_OUT,
-            "out_of_memory": Reason.OUT_OF_MEMORY,
-        }.get(result.reason, Reason.COMPLETED)
-        return Outcome(reason=reason, text=as_text(content), content=content), result
+    async def _carry_out(
+        self, call: Call, decision: Decision, version: Version, run: Run,
+        problem: Refusal | None, end: dict[str, Any],
+    ) -> Ran:  # fmt: skip
+        if problem is None and decision.effect != "allow":
+            problem = await self._not_allowed(call, decision, version, end)
+        if problem is not None:
+            return _refused(problem)
+        passed: list[Stage] = []
+        for stage in self._stages:
+            refusal = await stage.before(call, decision, version)
+            if refusal is not None:
+                ran = _refused(refusal)
+                break
+            passed.append(stage)
+        else:
+            ran = await run(call, version)
+        for stage in reversed(passed):
+            ran = await stage.after(call, ran, version)
+        return ran
+
+    async def _not_allowed(
+        self, call: Call, decision: Decision, version: Version, end: dict[str, Any]
+    ) -> Refusal | None:
+        rule = f"rule {decision.rule} of policy {version.policy.name}"
+        if decision.effect == "deny":
+            text = f"Denied by {rule}: {decision.reason}"
+            return Refusal(reason=Reason.POLICY_DENIED, rule=decision.rule, text=text)
+        if self._approver is None:
+            text = (
+                "Refused: this needs a person's approval, and nobody can be asked here "
+                f"({rule}): {decision.reason}"
+            )
+            return Refusal(reason=Reason.APPROVAL_REQUIRED, rule=decision.rule, text=text)
+        approval = await self._approver.approve(call, decision, version)
+        end["approval"] = {"allowed": approval.allowed, "by": approval.by}
+        if approval.allowed:
+            return None
+        text = f"Refused: {approval.text or 'a person said no'} ({rule}): {decision.reason}"
+        return Refusal(reason=Reason.APPROVAL_DENIED, rule=decision.rule, text=text)
 
 
-def _resources(result: Result | None) -> dict[str, Any]:
-    if result is None:
-        return {}
-    return {
-        "exit_code": result.exit_code,
-        "signal": result.signal,
-        "cpu_seconds": result.cpu_seconds,
-        "memory_peak_bytes": result.memory_peak_bytes,
-        "stdout_bytes": result.stdout_bytes,
-        "stderr_bytes": result.stderr_bytes,
-        "moved_aside": list(result.moved_aside),
-    }
+def _refused(refusal: Refusal) -> Ran:
+    facts: dict[str, Any] = {"refused_by": refusal.rule}
+    if refusal.retry_seconds is not None:
+        facts["retry_seconds"] = refusal.retry_seconds
+    result = text_result(refusal.text, is_error=True)
+    return Ran(result=result, reason=refusal.reason, facts=facts)

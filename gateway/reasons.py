@@ -11,6 +11,7 @@ class Reason(StrEnum):
     COMPLETED = "completed"
     POLICY_DENIED = "policy_denied"
     APPROVAL_REQUIRED = "approval_required"
+    APPROVAL_DENIED = "approval_denied"
     INVALID_ARGUMENTS = "invalid_arguments"
     UNKNOWN_TOOL = "unknown_tool"
     COMMAND_NOT_FOUND = "command_not_found"
@@ -19,3 +20,4 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     CANCELLED = "cancelled"
     SANDBOX_UNAVAILABLE = "sandbox_unavailable"
+    INTERNAL_ERROR = "internal_error"

@@ -13,34 +13,21 @@ from mcp.server.stdio import stdio_server
 
 from purplebox import __version__
 
-from ..isolation import Engine
 from ..policies import Policy
-from .audit import AuditLog, default_path, spans
-from .calls import Calls
-from .tools import TOOLS
+from .audit import spans
+from .gateway import Gateway
 
 _PROGRESS_SECONDS = 0.1  # running output is gathered for this long, so that a flood stays small
 
 
-def build_server(calls: Calls) -> Server[Any]:
+def build_server(gateway: Gateway) -> Server[Any]:
     """An SDK server whose tools are ours; it can be served on any of the SDK's transports."""
 
     async def list_tools(
         _: ServerRequestContext[Any], __: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
-        return types.ListToolsResult(
-            tools=[
-                types.Tool(
-                    name=tool.name,
-                    title=tool.title,
-                    description=tool.description,
-                    input_schema=tool.input_schema,
-                    output_schema=tool.output_schema,
-                    annotations=types.ToolAnnotations.model_validate(tool.annotations),
-                )
-                for tool in TOOLS.values()
-            ]
-        )
+        tools = [types.Tool.model_validate(tool.to_wire()) for tool in gateway.tools()]
+        return types.ListToolsResult(tools=tools)
 
     async def call_tool(
         context: ServerRequestContext[Any], params: types.CallToolRequestParams
@@ -48,20 +35,20 @@ def build_server(calls: Calls) -> Server[Any]:
         waiting: list[str] = []
         reporter = asyncio.create_task(_report(context, waiting))
         try:
-            outcome = await calls.call(params.name, params.arguments or {}, progress=waiting.append)
+            with spans.serving():
+                outcome = await gateway.call(
+                    params.name, params.arguments or {}, progress=waiting.append
+                )
         finally:
             reporter.cancel()
-        return types.CallToolResult(
-            content=[types.TextContent(type="text", text=outcome.text)],
-            structured_content=outcome.content,
-            is_error=outcome.is_error,
-        )
+        return types.CallToolResult.model_validate(outcome.result)
 
+    policy = gateway.policy
     return Server(
         "purple",
         version=__version__,
         instructions=(
-            f"Tools run in a sandbox under policy {calls.policy.name}: {calls.policy.description} "
+            f"Tools run in a sandbox under policy {policy.name}: {policy.description} "
             "A refusal names its rule; retrying the same call will not change it."
         ),
         on_list_tools=list_tools,
@@ -88,11 +75,7 @@ async def serve_stdio(policy: Policy, workspace: Path) -> None:
         OSError: the audit log cannot be written.
     """
     spans.configure()
-    log = AuditLog(default_path())
-    try:
-        async with Engine(policy, workspace) as engine:
-            server = build_server(Calls(engine=engine, policy=policy, log=log))
-            async with stdio_server() as (reader, writer):
-                await server.run(reader, writer, server.create_initialization_options())
-    finally:
-        log.close()
+    async with Gateway(policy, workspace) as gateway:
+        server = build_server(gateway)
+        async with stdio_server() as (reader, writer):
+            await server.run(reader, writer, server.create_initialization_options())

@@ -44,3 +44,15 @@ class Result:
     def truncated(self) -> bool:
         """Whether more was written than kept."""
         return self.stdout_bytes > len(self.stdout) or self.stderr_bytes > len(self.stderr)
+
+    def facts(self) -> dict[str, Any]:
+        """What a record holds of it: the end and what was used, without the output."""
+        return {
+            "exit_code": self.exit_code,
+            "signal": self.signal,
+            "cpu_seconds": self.cpu_seconds,
+            "memory_peak_bytes": self.memory_peak_bytes,
+            "stdout_bytes": self.stdout_bytes,
+            "stderr_bytes": self.stderr_bytes,
+            "moved_aside": list(self.moved_aside),
+        }

@@ -1,22 +1,102 @@
-"""The OpenTelemetry span of a call.
+"""The OpenTelemetry side of a call.
 
-The MCP SDK opens the SERVER span with the `mcp.*` and `gen_ai.*` attributes of the GenAI semantic
-conventions (semantic-conventions-genai, "MCP"), parented on `_meta.traceparent`; we add ours to it
-and open no second one. No convention names a sandbox yet: ours live under `purple.*`.
+An MCP server opens a SERVER span for each request with the `mcp.*` and `gen_ai.*` attributes of the
+GenAI semantic conventions (semantic-conventions-genai, "MCP"); `serving` says that the current span
+is that one, and a call adds to it. A call from Python has the INTERNAL span `execute_tool {tool}` of
+the same conventions, or adds to the one that its agent framework has opened. No convention names a
+sandbox yet: ours live under `purple.*`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Generator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from opentelemetry import trace
+from opentelemetry import metrics, trace
 
+if TYPE_CHECKING:
+    from ...isolation import Enforcement
+    from ...policies import Decision, Policy
+
+# GenAI semantic conventions; the constants of the Python package are deprecated there (moved).
+OPERATION, TOOL = "gen_ai.operation.name", "gen_ai.tool.name"
+ERROR_TYPE = "error.type"
+_EXECUTE_TOOL = "execute_tool"
+# Ours.
 POLICY, POLICY_VERSION = "purple.policy.name", "purple.policy.version"
 EFFECT, RULE, REASON = "purple.decision.effect", "purple.decision.rule", "purple.reason"
 CALL_ID, EXIT_CODE = "purple.call.id", "process.exit.code"
 ENFORCEMENT = "purple.enforcement."
+
+_serving: contextvars.ContextVar[bool] = contextvars.ContextVar("purple.serving", default=False)
+_tracer = trace.get_tracer("purplebox")
+_duration = metrics.get_meter("purplebox").create_histogram(
+    "gen_ai.execute_tool.duration", unit="s", description="Duration of a tool call."
+)
+
+
+@contextlib.contextmanager
+def serving() -> Generator[None]:
+    """Say that the current span is an MCP server's span of the request being served."""
+    token = _serving.set(True)
+    try:
+        yield
+    finally:
+        _serving.reset(token)
+
+
+@contextlib.contextmanager
+def tool_call(tool: str) -> Generator[None]:
+    """Have a current span for one call of `tool`, and measure its duration."""
+    attributes = {OPERATION: _EXECUTE_TOOL, TOOL: tool}
+    started = time.monotonic()
+    try:
+        if _serving.get() or _in_execute_tool():
+            annotate(attributes)
+            yield
+        else:
+            name = f"{_EXECUTE_TOOL} {tool}"
+            with _tracer.start_as_current_span(name, attributes=attributes):
+                yield
+    finally:
+        _duration.record(time.monotonic() - started, attributes)
+
+
+def _in_execute_tool() -> bool:
+    return str(getattr(trace.get_current_span(), "name", "")).startswith(_EXECUTE_TOOL)
+
+
+def begun(call_id: str, policy: Policy, decision: Decision, enforcement: Enforcement) -> None:
+    """Add what is known before a call runs."""
+    annotate({
+        CALL_ID: call_id, POLICY: policy.name, POLICY_VERSION: policy.digest,
+        EFFECT: decision.effect, RULE: decision.rule,
+        **{ENFORCEMENT + name: layer.status for name, layer in enforcement.layers.items()},
+    })  # fmt: skip
+
+
+def ended(end: Mapping[str, Any]) -> None:
+    """Add how a call ended: the fields of its record's second entry."""
+    reason = str(end["reason"])
+    annotate({REASON: reason, EXIT_CODE: end.get("exit_code")})
+    if reason != "completed":
+        annotate({ERROR_TYPE: "tool_error"})
+
+
+def identity() -> dict[str, str]:
+    """`trace_id` and `span_id` of the current span, for the record; {} where none is recorded."""
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return {}
+    return {
+        "trace_id": trace.format_trace_id(context.trace_id),
+        "span_id": trace.format_span_id(context.span_id),
+    }
 
 
 def annotate(attributes: Mapping[str, str | int | float | bool | None]) -> None:
@@ -27,24 +107,41 @@ def annotate(attributes: Mapping[str, str | int | float | bool | None]) -> None:
 
 
 def configure() -> None:
-    """Set up the SDK and its OTLP exporter when the standard `OTEL_*` variables ask for it."""
-    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    """Set up the SDK and its OTLP exporters when the standard `OTEL_*` variables ask for it."""
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return
-    if os.environ.get("OTEL_TRACES_EXPORTER") == "none" or not any(map(os.environ.get, endpoints)):
+    wanted = {
+        signal
+        for signal in ("TRACES", "METRICS")
+        if os.environ.get(f"OTEL_{signal}_EXPORTER") != "none"
+        and (
+            os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+            or os.environ.get(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
+        )
+    }
+    if not wanted:
         return
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "purple")})
+        if "TRACES" in wanted:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+            provider = TracerProvider(resource=resource)
+            provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+            trace.set_tracer_provider(provider)  # flushed at exit by the SDK's own hook
+        if "METRICS" in wanted:
+            from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+            from opentelemetry.sdk.metrics import MeterProvider
+            from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+
+            reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+            metrics.set_meter_provider(MeterProvider([reader], resource=resource))
     except ImportError:
         print(
             "purple: OTEL_* is set but the SDK is missing: pip install 'purplebox[otel]'",
             file=sys.stderr,
         )
-        return
-    name = os.environ.get("OTEL_SERVICE_NAME", "purple")
-    provider = TracerProvider(resource=Resource.create({"service.name": name}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    trace.set_tracer_provider(provider)  # flushed at exit by the SDK's own hook

@@ -1,8 +1,12 @@
-"""The built-in tools: names, schemas, annotations. What they do is in `isolation.fileops` and, for
-`shell`, in `shell`."""
+"""The built-in tools: `definition` says what one is, `shell` and `files` are they; `notes` explains
+to the model what a sandbox has stopped."""
 
 from __future__ import annotations
 
-from .definitions import TOOLS, ToolDefinition
+from .definition import BuiltIn, ToolDefinition
+from .files import FILES
+from .shell import SHELL
 
-__all__ = ["TOOLS", "ToolDefinition"]
+TOOLS: dict[str, BuiltIn] = {tool.definition.name: tool for tool in (SHELL, *FILES)}
+
+__all__ = ["TOOLS", "BuiltIn", "ToolDefinition"]

@@ -1,78 +1,86 @@
-"""What the `shell` tool says of a run. Pure."""
+"""The tool `shell`: a command line in a sandbox of its own."""
 
 from __future__ import annotations
 
-import re
+import codecs
 from typing import TYPE_CHECKING, Any
+
+from ...isolation import CommandNotFound, IsolationError
+from ..calls import Ran, text_result
+from ..reasons import Reason
+from .definition import BuiltIn, ToolDefinition, array, closed, flag, outputs, string, writes
+from .notes import notes
 
 if TYPE_CHECKING:
     from ...isolation import Result
-    from ...policies import Policy
+    from ..calls import Call, Version
 
-_NETWORK = re.compile(
-    r"Could not resolve host|Temporary failure in name resolution|Network is unreachable|"
-    r"Name or service not known|getaddrinfo|EAI_AGAIN|No address associated|Couldn't resolve",
+_REASONS = {"timed_out": Reason.TIMED_OUT, "out_of_memory": Reason.OUT_OF_MEMORY}
+
+DEFINITION = ToolDefinition(
+    name="shell",
+    title="Run a command",
+    description=(
+        "Run a shell command in a sandbox: the workspace and system software are visible, the rest "
+        "of the host is not, and there is no network unless the policy grants it. Nothing that it "
+        "starts outlives it."
+    ),
+    input_schema=closed(
+        {
+            "command": string("for /bin/sh -c", minLength=1),
+            "cwd": string("directory to run in; default: the workspace"),
+            "timeout_seconds": {"type": "number", "exclusiveMinimum": 0},
+        },
+        ["command"],
+    ),
+    output_schema=outputs(
+        exit_code={"type": ["integer", "null"]},
+        signal={"type": ["integer", "null"]},
+        reason=string("exited, signaled, timed_out or out_of_memory"),
+        stdout=string("its first bytes, as UTF-8"),
+        stderr=string("its first bytes, as UTF-8"),
+        truncated=flag("whether more was written than is returned"),
+        wall_seconds={"type": "number"},
+        notes=array(string("what the sandbox stopped, by which rule")),
+        enforcement={"type": "object"},
+    ),
+    annotations=writes(),
 )
-_ABSENT = re.compile(
-    r"No such file or directory|Permission denied|cannot access|Operation not permitted"
-)
-_READ_ONLY = re.compile(r"Read-only file system")
-_OUTSIDE = re.compile(
-    r"(?:^|[\s=:'\"(])((?:~|\$HOME|/(?:home|root|etc|var|mnt|srv|run|sys|boot))(?:/[\w.@+-]+)+)"
-)
 
 
-def notes(command: str, result: Result, policy: Policy) -> list[str]:
-    """Sentences for the model where a failure looks like the sandbox's doing: what, and the rule.
+async def run(call: Call, version: Version) -> Ran:
+    """Run `command`; its exit status is in the result, not an error of the gateway."""
+    arguments = call.arguments
+    decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}  # fmt: skip
 
-    A hint from the output's words; the sandbox itself has decided already.
-    """
-    said: list[str] = []
-    text = (result.stdout + b"\n" + result.stderr).decode("utf-8", "replace")
-    name = policy.name
-    if policy.network.isolated and _NETWORK.search(text):
-        said.append(
-            f"Stopped: the network is out of reach (rule network.isolated of policy {name}). "
-            "Retrying will not help; ask the person for a policy that grants the host."
+    def on_output(name: str, data: bytes) -> None:
+        if call.progress is not None:
+            call.progress(decoders[name].decode(data))
+
+    command: str = arguments["command"]
+    try:
+        result = await version.engine.run(
+            ["/bin/sh", "-c", command],
+            cwd=arguments.get("cwd", ""),
+            wall_seconds=arguments.get("timeout_seconds"),
+            on_output=on_output,
         )
-    if _ABSENT.search(text):
-        for path in dict.fromkeys(_OUTSIDE.findall(command)):
-            said.append(
-                f"Stopped: {path} is outside what policy {name} grants (rule filesystem.read). "
-                "The host's file is not visible here; ask the person to grant it if it is needed."
-            )
-    if _READ_ONLY.search(text):
-        said.append(
-            f"Stopped: that place is read-only (rules filesystem.write and filesystem.protect of "
-            f"policy {name}). Write inside the workspace or /tmp."
-        )
-    said += moved_aside(result, policy)
-    if result.reason == "timed_out":
-        said.append(
-            f"Ended after {result.wall_seconds:.1f} s (rule resources.timeout of policy {name})."
-        )
-    if result.reason == "out_of_memory":
-        said.append(f"Ended at its memory limit (rule resources.memory_limit of policy {name}).")
-    if result.truncated:
-        total = result.stdout_bytes + result.stderr_bytes
-        said.append(
-            f"Output cut: {total} bytes were written (rule resources.output_limit of policy {name}); "
-            "redirect it to a file and read parts."
-        )
-    return said
+    except CommandNotFound as error:
+        return Ran(result=text_result(str(error), is_error=True), reason=Reason.COMMAND_NOT_FOUND)
+    except IsolationError as error:
+        text = f"Not run: {error}"
+        return Ran(result=text_result(text, is_error=True), reason=Reason.SANDBOX_UNAVAILABLE)
+    content = _structured(result, notes(command, result, version.policy))
+    reason = _REASONS.get(result.reason, Reason.COMPLETED)
+    failed = reason is not Reason.COMPLETED or result.exit_code != 0
+    return Ran(
+        result=text_result(_text(content), content, is_error=failed),
+        reason=reason,
+        facts=result.facts(),
+    )
 
 
-def moved_aside(result: Result, policy: Policy) -> list[str]:
-    """A sentence for each protected path that a call made."""
-    return [
-        f"Undone: {sentence}, because it could run outside the sandbox (rule filesystem.protect of "
-        f"policy {policy.name}). Ask the person to make it."
-        for sentence in result.moved_aside
-    ]
-
-
-def structured(command: str, result: Result, policy: Policy) -> dict[str, Any]:
-    """The tool's structured content."""
+def _structured(result: Result, said: list[str]) -> dict[str, Any]:
     return {
         "exit_code": result.exit_code,
         "signal": result.signal,
@@ -81,12 +89,12 @@ def structured(command: str, result: Result, policy: Policy) -> dict[str, Any]:
         "stderr": result.stderr.decode("utf-8", "replace"),
         "truncated": result.truncated,
         "wall_seconds": round(result.wall_seconds, 4),
-        "notes": notes(command, result, policy),
+        "notes": said,
         "enforcement": result.enforcement.to_json(),
     }
 
 
-def as_text(content: dict[str, Any]) -> str:
+def _text(content: dict[str, Any]) -> str:
     """The same for clients that read text only."""
     parts = [content["stdout"], content["stderr"]]
     if content["exit_code"] is None:
@@ -95,3 +103,6 @@ def as_text(content: dict[str, Any]) -> str:
         parts.append(f"[exit status {content['exit_code']}]")
     parts += [f"[{note}]" for note in content["notes"]]
     return "\n".join(part.rstrip("\n") for part in parts if part)
+
+
+SHELL = BuiltIn(definition=DEFINITION, run=run)

@@ -16,9 +16,8 @@ from mcp import Client, StdioServerParameters
 
 from purplebox.gateway.audit import AuditLog, verify
 from purplebox.gateway.audit.log import entries
-from purplebox.gateway.calls import Calls
+from purplebox.gateway.gateway import Gateway
 from purplebox.gateway.server import build_server
-from purplebox.isolation import Engine
 from purplebox.policies import load_policy
 
 T = TypeVar("T")
@@ -40,14 +39,11 @@ def with_client(
     policy = load_policy(str(rules))
 
     async def go() -> T:
-        audit = AuditLog(log)
-        try:
-            async with Engine(policy, workspace) as engine:
-                server = build_server(Calls(engine=engine, policy=policy, log=audit))
-                async with Client(server, mode=mode) as client:
-                    return await body(client)
-        finally:
-            audit.close()
+        async with (
+            Gateway(policy, workspace, audit_log=log) as gateway,
+            Client(build_server(gateway), mode=mode) as client,
+        ):
+            return await body(client)
 
     return asyncio.run(go())
 

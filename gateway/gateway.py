@@ -1,0 +1,202 @@
+"""One object for all: a policy over a workspace, its tools, decided, sandboxed and recorded.
+
+The MCP server, the adapters for agent frameworks and Python programs use the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+
+from ..isolation import Engine
+from ..policies import Policy, load_policy
+from .audit import AuditLog, default_path
+from .calls import Approver, Call, Calls, Outcome, Progress, Refusal, Stage, Version
+from .reasons import Reason
+from .tools import TOOLS, BuiltIn, ToolDefinition
+
+if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
+
+
+class Gateway:
+    """The built-in tools under one policy. Use as an async context manager.
+
+    Args:
+        policy: A `Policy`, or the name or path of a profile.
+        workspace: The directory that the tools see.
+        audit_log: File of the record; None is the user's own (`purple audit`).
+        stages: Around every call; see `calls.Stage`.
+        approver: Asked where a rule says `ask`; None: such calls are refused.
+
+    Raises:
+        PolicyError: from the constructor, the profile cannot be used.
+        SetupError: on entering, the sandbox cannot be built; says what to do.
+        EnforcementError: on entering, the host enforces less than the policy requires.
+        OSError: on entering, the record cannot be written.
+    """
+
+    def __init__(
+        self, policy: Policy | str = "code-assistant", workspace: Path | str = ".", *,
+        audit_log: Path | str | None = None, stages: Sequence[Stage] = (),
+        approver: Approver | None = None,
+    ) -> None:  # fmt: skip
+        self.workspace = Path(workspace)
+        if not isinstance(policy, Policy):
+            policy = load_policy(policy, project=self.workspace)
+        self._policy = policy
+        self._path = Path(audit_log) if audit_log is not None else default_path()
+        self._stages = tuple(stages)
+        self._approver = approver
+        self._version: Version | None = None
+        self._calls: Calls | None = None
+        self._log: AuditLog | None = None
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self._version.policy if self._version is not None else self._policy
+
+    @property
+    def version(self) -> Version:
+        """Policy and engine in force. Raises `RuntimeError` before entering."""
+        if self._version is None:
+            raise RuntimeError("the gateway has not been entered; use `async with`")
+        return self._version
+
+    @property
+    def calls(self) -> Calls:
+        """The path of every call. Raises `RuntimeError` before entering."""
+        if self._calls is None:
+            raise RuntimeError("the gateway has not been entered; use `async with`")
+        return self._calls
+
+    async def __aenter__(self) -> Gateway:
+        log = AuditLog(self._path)
+        try:
+            engine = await Engine(self._policy, self.workspace).__aenter__()
+        except BaseException:
+            log.close()
+            raise
+        self._log, self._version = log, Version(policy=self._policy, engine=engine)
+        self._calls = Calls(log, stages=self._stages, approver=self._approver)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End every sandbox and close the record; returns when they are gone."""
+        version, self._version, self._calls = self._version, None, None
+        if version is not None:
+            await version.engine.aclose()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def tools(self) -> list[ToolDefinition]:
+        """The built-in tools, in the order in which they are listed."""
+        return [tool.definition for tool in TOOLS.values()]
+
+    async def call(
+        self, tool: str, arguments: Mapping[str, Any] | None = None, *, client: str = "",
+        session: str = "", progress: Progress | None = None,
+    ) -> Outcome:  # fmt: skip
+        """Call a built-in tool; a refusal or failure is an `Outcome`, too.
+
+        Args:
+            tool: Its name.
+            arguments: By its input schema.
+            client, session: Who asks, for rules and the record.
+            progress: Called with running output as it comes.
+
+        Raises:
+            OSError: the record cannot be written; nothing has run.
+        """
+        call = Call(
+            tool=tool, arguments=arguments or {}, client=client, session=session, progress=progress
+        )
+        built_in = TOOLS.get(tool)
+        problem = _problem(tool, call.arguments, built_in)
+        run = (built_in or TOOLS["shell"]).run  # with a problem nothing runs
+        return await self.calls.call(call, self.version, run, problem=problem)
+
+    def sync(self) -> SyncGateway:
+        """The same for programs without an event loop: `with Gateway(…).sync() as gateway:`."""
+        return SyncGateway(self)
+
+
+def _problem(tool: str, arguments: Mapping[str, Any], built_in: BuiltIn | None) -> Refusal | None:
+    """What is wrong with the call itself; None when nothing is."""
+    if built_in is None:
+        text = f"There is no tool {tool!r}; there are: {', '.join(TOOLS)}."
+        return Refusal(reason=Reason.UNKNOWN_TOOL, rule="tools", text=text)
+    error = next(iter(built_in.validator.iter_errors(dict(arguments))), None)
+    if error is None:
+        return None
+    assert isinstance(error, jsonschema.ValidationError)
+    where = ".".join(str(part) for part in error.absolute_path)
+    text = f"Invalid arguments for {tool}: {where + ': ' if where else ''}{error.message[:500]}"
+    return Refusal(reason=Reason.INVALID_ARGUMENTS, rule="schema", text=text)
+
+
+class SyncGateway:
+    """A `Gateway` on an event loop in a thread of its own. Use as a context manager.
+
+    Calls may come from several threads at once.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._portals: AbstractContextManager[BlockingPortal] | None = None
+        self._entered: AbstractContextManager[Gateway] | None = None
+        self._portal: BlockingPortal | None = None
+
+    def __enter__(self) -> SyncGateway:
+        from anyio.from_thread import start_blocking_portal
+
+        self._portals = start_blocking_portal("asyncio")
+        self._portal = self._portals.__enter__()
+        held: AbstractAsyncContextManager[Gateway] = self._gateway
+        self._entered = self._portal.wrap_async_context_manager(held)
+        try:
+            self._entered.__enter__()
+        except BaseException:
+            self._portals.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        assert self._entered is not None
+        assert self._portals is not None
+        try:
+            self._entered.__exit__(kind, error, trace)
+        finally:
+            self._portals.__exit__(kind, error, trace)
+            self._portal = None
+
+    def tools(self) -> list[ToolDefinition]:
+        """As `Gateway.tools`."""
+        return self._gateway.tools()
+
+    def call(
+        self, tool: str, arguments: Mapping[str, Any] | None = None, *, client: str = "",
+        session: str = "", progress: Progress | None = None,
+    ) -> Outcome:  # fmt: skip
+        """As `Gateway.call`; `progress` is called on the gateway's thread."""
+        if self._portal is None:
+            raise RuntimeError("the gateway has not been entered; use `with`")
+        gateway = self._gateway
+        work: Callable[[], Any] = lambda: gateway.call(  # noqa: E731
+            tool, arguments, client=client, session=session, progress=progress
+        )
+        outcome: Outcome = self._portal.call(work)
+        return outcome

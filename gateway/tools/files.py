@@ -1,0 +1,187 @@
+"""The file tools. What they do is in `isolation.fileops`, inside a sandbox: the kernel decides paths."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ...isolation import IsolationError, OperationError
+from ..calls import Ran, text_result
+from ..reasons import Reason
+from .definition import (
+    READS,
+    BuiltIn,
+    ToolDefinition,
+    array,
+    closed,
+    flag,
+    integer,
+    outputs,
+    string,
+    writes,
+)
+from .notes import moved_aside
+
+if TYPE_CHECKING:
+    from ..calls import Call, Version
+
+# What an operation on a path that the policy does not grant fails with.
+_OUTSIDE = ("ENOENT", "EACCES", "EROFS", "EPERM")
+_PATH = string("relative to the workspace, or absolute", minLength=1)
+_TRUNCATED = flag("whether there is more than is returned")
+_KIND = string("file, directory, symlink or other")
+
+
+async def run(call: Call, version: Version) -> Ran:
+    """Do the operation of the tool's name in a sandbox."""
+    policy = version.policy
+    try:
+        result = await version.engine.call(call.tool, call.arguments)
+    except OperationError as error:
+        text = f"{call.tool} failed ({error.code}): {error}"
+        if error.code in _OUTSIDE:
+            text += (
+                f". Only what policy {policy.name} grants is visible (rules filesystem.read, "
+                "filesystem.write, filesystem.protect)."
+            )
+        return Ran(result=text_result(text, is_error=True), reason=Reason.OPERATION_FAILED)
+    except IsolationError as error:
+        text = f"Not run: {error}"
+        return Ran(result=text_result(text, is_error=True), reason=Reason.SANDBOX_UNAVAILABLE)
+    facts = result.facts()
+    if undone := moved_aside(result, policy):
+        refused = text_result("\n".join(undone), is_error=True)
+        return Ran(result=refused, reason=Reason.POLICY_DENIED, facts=facts)
+    value: dict[str, Any] = result.value
+    text = value["content"] if call.tool == "read_file" else json.dumps(value, ensure_ascii=False)
+    return Ran(result=text_result(text, value), facts=facts)
+
+
+def _tool(
+    name: str,
+    title: str,
+    description: str,
+    inputs: tuple[dict[str, Any], list[str]],
+    output_schema: dict[str, Any],
+    annotations: dict[str, bool],
+) -> BuiltIn:
+    definition = ToolDefinition(
+        name=name,
+        title=title,
+        description=description,
+        input_schema=closed(*inputs),
+        output_schema=output_schema,
+        annotations=annotations,
+    )
+    return BuiltIn(definition=definition, run=run)
+
+
+FILES = (
+    _tool(
+        "read_file",
+        "Read a file",
+        "Read a text file, whole or `limit` lines from line `offset` (0-based).",
+        (
+            {
+                "path": _PATH,
+                "offset": integer("lines to skip"),
+                "limit": integer("lines to return", 1),
+            },
+            ["path"],
+        ),
+        outputs(
+            path=string("as asked for"),
+            content=string("the lines"),
+            lines=integer("lines returned"),
+            size_bytes=integer("of the whole file"),
+            truncated=_TRUNCATED,
+        ),
+        READS,
+    ),
+    _tool(
+        "write_file",
+        "Write a file",
+        "Create a file or replace all of it; missing directories are made.",
+        ({"path": _PATH, "content": string("the whole new content")}, ["path", "content"]),
+        outputs(
+            path=string("as asked for"),
+            bytes_written=integer("of the file"),
+            created=flag("whether it is new"),
+        ),
+        writes(idempotent=True),
+    ),
+    _tool(
+        "edit_file",
+        "Edit a file",
+        "Replace a text that is in the file exactly once, or everywhere with replace_all.",
+        (
+            {
+                "path": _PATH,
+                "old_text": string("exact text to replace"),
+                "new_text": string("what to put there"),
+                "replace_all": flag("replace every occurrence"),
+            },
+            ["path", "old_text", "new_text"],
+        ),
+        outputs(path=string("as asked for"), replacements=integer("made")),
+        writes(),
+    ),
+    _tool(
+        "list_directory",
+        "List a directory",
+        "Names, kinds and sizes, sorted by name.",
+        ({"path": _PATH}, []),
+        outputs(
+            path=string("as asked for"),
+            entries=array(outputs(name=string(""), kind=_KIND, size_bytes=integer(""))),
+            truncated=_TRUNCATED,
+        ),
+        READS,
+    ),
+    _tool(
+        "find_files",
+        "Find files",
+        "Files whose name or path matches a glob, such as *.py or src/**/test_*.py.",
+        ({"pattern": string("a glob", minLength=1), "path": _PATH}, ["pattern"]),
+        outputs(paths=array(string("")), truncated=_TRUNCATED),
+        READS,
+    ),
+    _tool(
+        "search_text",
+        "Search in files",
+        "Lines that match a regular expression (Python's), in files whose name matches `glob`.",
+        (
+            {
+                "pattern": string("a regular expression", minLength=1),
+                "path": _PATH,
+                "glob": string("such as *.py"),
+            },
+            ["pattern"],
+        ),
+        outputs(
+            matches=array(outputs(path=string(""), line=integer("", 1), text=string(""))),
+            truncated=_TRUNCATED,
+            skipped_files=integer("very large or unreadable"),
+        ),
+        READS,
+    ),
+    _tool(
+        "move",
+        "Move or rename",
+        "Move a file or directory; an existing destination is refused unless overwrite.",
+        (
+            {"source": _PATH, "destination": _PATH, "overwrite": flag("replace the destination")},
+            ["source", "destination"],
+        ),
+        outputs(source=string("as asked for"), destination=string("as asked for")),
+        writes(),
+    ),
+    _tool(
+        "delete",
+        "Delete",
+        "Remove a file or link, or a directory (a full one with recursive).",
+        ({"path": _PATH, "recursive": flag("a directory with all it holds")}, ["path"]),
+        outputs(path=string("as asked for"), kind=_KIND),
+        writes(),
+    ),
+)

@@ -1,0 +1,71 @@
+"""What the tools tell the model of what a sandbox stopped. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ...isolation import Result
+    from ...policies import Policy
+
+_NETWORK = re.compile(
+    r"Could not resolve host|Temporary failure in name resolution|Network is unreachable|"
+    r"Name or service not known|getaddrinfo|EAI_AGAIN|No address associated|Couldn't resolve",
+)
+_ABSENT = re.compile(
+    r"No such file or directory|Permission denied|cannot access|Operation not permitted"
+)
+_READ_ONLY = re.compile(r"Read-only file system")
+_OUTSIDE = re.compile(
+    r"(?:^|[\s=:'\"(])((?:~|\$HOME|/(?:home|root|etc|var|mnt|srv|run|sys|boot))(?:/[\w.@+-]+)+)"
+)
+
+
+def notes(command: str, result: Result, policy: Policy) -> list[str]:
+    """Sentences for the model where a failure looks like the sandbox's doing: what, and the rule.
+
+    A hint from the output's words; the sandbox itself has decided already.
+    """
+    said: list[str] = []
+    text = (result.stdout + b"\n" + result.stderr).decode("utf-8", "replace")
+    name = policy.name
+    if policy.network.isolated and _NETWORK.search(text):
+        said.append(
+            f"Stopped: the network is out of reach (rule network.isolated of policy {name}). "
+            "Retrying will not help; ask the person for a policy that grants the host."
+        )
+    if _ABSENT.search(text):
+        for path in dict.fromkeys(_OUTSIDE.findall(command)):
+            said.append(
+                f"Stopped: {path} is outside what policy {name} grants (rule filesystem.read). "
+                "The host's file is not visible here; ask the person to grant it if it is needed."
+            )
+    if _READ_ONLY.search(text):
+        said.append(
+            f"Stopped: that place is read-only (rules filesystem.write and filesystem.protect of "
+            f"policy {name}). Write inside the workspace or /tmp."
+        )
+    said += moved_aside(result, policy)
+    if result.reason == "timed_out":
+        said.append(
+            f"Ended after {result.wall_seconds:.1f} s (rule resources.timeout of policy {name})."
+        )
+    if result.reason == "out_of_memory":
+        said.append(f"Ended at its memory limit (rule resources.memory_limit of policy {name}).")
+    if result.truncated:
+        total = result.stdout_bytes + result.stderr_bytes
+        said.append(
+            f"Output cut: {total} bytes were written (rule resources.output_limit of policy {name}); "
+            "redirect it to a file and read parts."
+        )
+    return said
+
+
+def moved_aside(result: Result, policy: Policy) -> list[str]:
+    """A sentence for each protected path that a call made."""
+    return [
+        f"Undone: {sentence}, because it could run outside the sandbox (rule filesystem.protect of "
+        f"policy {policy.name}). Ask the person to make it."
+        for sentence in result.moved_aside
+    ]
