@@ -16,8 +16,8 @@ time-out ended the command; 125 the sandbox could not be built; 126 the command 
 any other is the command's own."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns its exit status."""
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
     parser = argparse.ArgumentParser(
         prog="purple",
         description="Decide, sandbox and record every tool call of an LLM agent.",
@@ -28,6 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     for module in (serve, run, profile, audit, doctor):
         module.add_parser(verbs)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns its exit status."""
+    parser = build_parser()
     args = parser.parse_args(arguments)
     if args.version:
         from purplebox import __version__

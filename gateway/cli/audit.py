@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
             for call_id in report.interrupted:
                 print(f"call {call_id}: begun, never ended (the gateway was killed)")
             state = "BROKEN" if report.problems else "intact"
-            print(f"{report.lines} lines, {report.calls} calls, chain {state}")
+            calls = "1 call" if report.calls == 1 else f"{report.calls} calls"
+            print(f"{calls}, {report.lines} lines, chain {state}")
             return 1 if report.problems else 0
         if args.json:
             lines = [json.dumps(entry) for _, entry in entries(path) if entry is not None]

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ...isolation import Engine, Result
+    from ...policies import Policy
+    from ..audit import AuditLog
 
 _FORWARDED = (
     signal.SIGINT,
@@ -53,17 +55,45 @@ def run(args: argparse.Namespace) -> int:
     except PolicyError as error:
         return fail(str(error))
     from ...isolation import CommandNotFound, Engine, IsolationError
+    from ..audit import AuditLog, default_path
 
     async def go() -> int:
-        async with Engine(policy, workspace) as engine:
-            return _status(await _run(engine, command))
+        log = AuditLog(default_path())
+        try:
+            async with Engine(policy, workspace) as engine:
+                return _status(await _recorded(log, policy, engine, command))
+        finally:
+            log.close()
 
     try:
         return asyncio.run(go())
+    except OSError as error:
+        return fail(f"cannot write the audit log: {error}; nothing has run", 125)
     except CommandNotFound as error:
         return fail(str(error), 126 if error.code == "EACCES" else 127)
     except IsolationError as error:
         return fail(str(error), 125)
+
+
+async def _recorded(log: AuditLog, policy: Policy, engine: Engine, command: list[str]) -> Result:
+    """Run it and leave a record, as any tool call does. The person asked: no rule judges it."""
+    from ..audit.record import recorded_arguments
+
+    audit = policy.audit
+    call_id = log.begin({
+        "tool": "run", "client": "cli", "policy": policy.name, "policy_version": policy.digest,
+        "effect": "allow", "rule": "tools.default", "decision_reason": "the person's own command",
+        "arguments": recorded_arguments({"argv": command}, audit.arguments, audit.redact),
+        "enforcement": engine.enforcement.to_json(),
+    })  # fmt: skip
+    end: dict[str, Any] = {"reason": "operation_failed"}
+    try:
+        result = await _run(engine, command)
+        reason = result.reason if result.reason in ("timed_out", "out_of_memory") else "completed"
+        end = {"reason": reason, "wall_seconds": round(result.wall_seconds, 4), **result.facts()}
+        return result
+    finally:
+        log.end(call_id, end)
 
 
 async def _run(engine: Engine, command: list[str]) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -23,6 +24,10 @@ def purple(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedP
 def test_streams_and_status_pass_through(workspace: Path) -> None:
     run = purple("run", "--", "sh", "-c", "cat; echo err >&2; exit 9", cwd=workspace, stdin="in")
     assert (run.returncode, run.stdout, run.stderr) == (9, "in", "err\n")
+    recorded = purple("audit", "tail", "--json", cwd=workspace).stdout.splitlines()
+    begin, end = (json.loads(line) for line in recorded)
+    assert begin["arguments"]["argv"][0] == "sh"
+    assert (end["reason"], end["exit_code"]) == ("completed", 9)
 
 
 @pytest.mark.parametrize(
