@@ -26,6 +26,7 @@ import socket
 import sys
 
 from .cgroup import Cgroup, Hierarchy
+from .descriptors import receive
 from .errors import SetupError
 from .landlock import abi_version
 from .plan import ORDER_BYTES, Plan
@@ -36,7 +37,7 @@ def main(fd: int) -> None:
     """Serve the gateway on `fd` (SOCK_SEQPACKET) until it closes. Runs as a program."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the payload
     gateway = socket.socket(fileno=fd)
-    text, fds, _, _ = socket.recv_fds(gateway, 1 << 20, 2, socket.MSG_CMSG_CLOEXEC)
+    text, fds = receive(gateway, 1 << 20, 2)
     plan = Plan.from_json(text)
     ends, arena = socket.socket(fileno=fds[0]), fds[1]
     hierarchy = Hierarchy()
@@ -87,7 +88,7 @@ class _Keeper:
                     return
 
     def _on_gateway(self) -> bool:
-        message, fds, _, _ = socket.recv_fds(self._gateway, ORDER_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
+        message, fds = receive(self._gateway, ORDER_BYTES, 3)
         if not message:
             return False
         request = json.loads(message)
@@ -108,7 +109,7 @@ class _Keeper:
         return True
 
     def _on_zygote(self) -> bool:
-        message, fds, _, _ = socket.recv_fds(self._zygote, 4096, 4, socket.MSG_CMSG_CLOEXEC)
+        message, fds = receive(self._zygote, 4096, 4)
         if not message:
             return False
         answer = json.loads(message)

@@ -18,6 +18,7 @@ from typing import Any
 
 from .cgroup import Cgroup
 from .command import Command, not_found
+from .descriptors import receive
 from .errors import SetupError
 from .gated import REGIONS, Arena, open_gate
 from .guard import Marks
@@ -215,9 +216,7 @@ class Link:
 
     def _on_keeper(self) -> None:
         try:
-            message, fds, _, _ = socket.recv_fds(
-                self._to_keeper, 1 << 16, 3, socket.MSG_CMSG_CLOEXEC
-            )
+            message, fds = receive(self._to_keeper, 1 << 16, 3)
         except ConnectionResetError:
             message, fds = b"", []
         if not message:

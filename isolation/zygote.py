@@ -22,6 +22,7 @@ import sys
 import threading
 
 from . import capabilities, libc
+from .descriptors import receive
 from .gated import Arena, region_address
 from .mounts import build_root
 from .plan import ORDER_BYTES, UNUSED_ID, Plan
@@ -147,7 +148,7 @@ class Zygote:
         return self._watcher.seconds if self._watcher and self._slots else -1
 
     def _on_keeper(self) -> bool:
-        message, fds, _, _ = socket.recv_fds(self._keeper, ORDER_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
+        message, fds = receive(self._keeper, ORDER_BYTES, 3)
         if not message:
             return False
         request = json.loads(message)

@@ -59,6 +59,16 @@ def test_payload_holds_no_privilege(workspace: Path) -> None:
     assert text.splitlines()[-1].split()[1] != "0"  # on the host it is not root
 
 
+def test_a_command_inherits_its_three_streams_and_nothing_else(workspace: Path) -> None:
+    look = "n=0; while [ $n -lt 200 ]; do [ -e /proc/self/fd/$n ] && echo $n; n=$((n+1)); done"
+
+    async def several(engine: Engine) -> list[Result]:
+        return await asyncio.gather(*(engine.run(["sh", "-c", look]) for _ in range(4)))
+
+    for result in in_engine(BASE, workspace, several):
+        assert result.stdout == b"0\n1\n2\n"
+
+
 def test_only_its_own_processes_are_visible(workspace: Path) -> None:
     listed = shell(workspace, "echo /proc/[0-9]*").stdout.decode().split()
     assert listed == ["/proc/1", "/proc/2"]

@@ -1,0 +1,24 @@
+"""Descriptors that come in a message: unix(7), SCM_RIGHTS."""
+
+from __future__ import annotations
+
+import array
+import socket
+
+
+def receive(channel: socket.socket, max_bytes: int, max_fds: int) -> tuple[bytes, list[int]]:
+    """One message and the descriptors in it, closed in whatever this process executes.
+
+    `socket.recv_fds` would not do: up to Python 3.14 it ignores its `flags`, so that every
+    descriptor of the zygote's went on to every command. recv(2), MSG_CMSG_CLOEXEC.
+
+    Returns:
+        The message, b"" at the end of the channel, and its descriptors, the caller's to close.
+    """
+    fds = array.array("i")
+    room = socket.CMSG_LEN(max_fds * fds.itemsize)
+    message, ancillary, _, _ = channel.recvmsg(max_bytes, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return message, list(fds)
