@@ -20,6 +20,7 @@ from typing import Any, Protocol, cast
 
 from ..isolation import Engine
 from ..policies import Decision, Policy, decide
+from .approvals.question import Asker
 from .audit import AuditLog, spans
 from .audit.record import recorded_arguments
 from .reasons import Reason
@@ -47,6 +48,7 @@ class Call:
         session: Of that client; "" when there is none.
         call_id: The record's; "" until it has been begun.
         progress: Called with running output as it comes; None when nobody wants it.
+        asker: Reaches the person at the client that made the call; None where there is no way.
     """
 
     tool: str
@@ -56,6 +58,7 @@ class Call:
     session: str = ""
     call_id: str = ""
     progress: Progress | None = None
+    asker: Asker | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +97,23 @@ class Ran:
 
 @dataclass(frozen=True, kw_only=True)
 class Approval:
-    """A person's answer: `by` says how it came; `text` is why not."""
+    """A person's answer, or that there was none.
+
+    Attributes:
+        allowed: Whether the call may run, now and once.
+        by: How the answer came.
+        text: Why not, for the model.
+        reason: The code of the refusal.
+        facts: For the record: the question's id, what was chosen, how long it took.
+        retry_seconds: When to ask again; None when that will not help.
+    """
 
     allowed: bool
     by: str
     text: str = ""
+    reason: Reason = Reason.APPROVAL_DENIED
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    retry_seconds: float | None = None
 
 
 Run = Callable[[Call, Version], Awaitable[Ran]]
@@ -266,11 +281,14 @@ class Calls:
             )
             return Refusal(reason=Reason.APPROVAL_REQUIRED, rule=decision.rule, text=text)
         approval = await self._approver.approve(call, decision, version)
-        end["approval"] = {"allowed": approval.allowed, "by": approval.by}
+        end["approval"] = {"allowed": approval.allowed, "by": approval.by, **approval.facts}
         if approval.allowed:
             return None
         text = f"Refused: {approval.text or 'a person said no'} ({rule}): {decision.reason}"
-        return Refusal(reason=Reason.APPROVAL_DENIED, rule=decision.rule, text=text)
+        return Refusal(
+            reason=approval.reason, rule=decision.rule, text=text,
+            retry_seconds=approval.retry_seconds,
+        )  # fmt: skip
 
 
 def _refused(refusal: Refusal) -> Ran:

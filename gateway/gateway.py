@@ -15,6 +15,7 @@ import jsonschema
 
 from ..isolation import Engine
 from ..policies import Policy, load_policy
+from .approvals.question import Asker
 from .audit import AuditLog, default_path
 from .calls import Approver, Call, Calls, Outcome, Progress, Refusal, Stage, Version
 from .reasons import Reason
@@ -105,7 +106,7 @@ class Gateway:
 
     async def call(
         self, tool: str, arguments: Mapping[str, Any] | None = None, *, client: str = "",
-        session: str = "", progress: Progress | None = None,
+        session: str = "", progress: Progress | None = None, asker: Asker | None = None,
     ) -> Outcome:  # fmt: skip
         """Call a built-in tool; a refusal or failure is an `Outcome`, too.
 
@@ -114,13 +115,15 @@ class Gateway:
             arguments: By its input schema.
             client, session: Who asks, for rules and the record.
             progress: Called with running output as it comes.
+            asker: Reaches the person at that client, where a rule says `ask`.
 
         Raises:
             OSError: the record cannot be written; nothing has run.
         """
         call = Call(
-            tool=tool, arguments=arguments or {}, client=client, session=session, progress=progress
-        )
+            tool=tool, arguments=arguments or {}, client=client, session=session,
+            progress=progress, asker=asker,
+        )  # fmt: skip
         built_in = TOOLS.get(tool)
         problem = _problem(tool, call.arguments, built_in)
         run = (built_in or TOOLS["shell"]).run  # with a problem nothing runs

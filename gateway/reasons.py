@@ -12,6 +12,8 @@ class Reason(StrEnum):
     POLICY_DENIED = "policy_denied"
     APPROVAL_REQUIRED = "approval_required"
     APPROVAL_DENIED = "approval_denied"
+    APPROVAL_TIMED_OUT = "approval_timed_out"
+    RATE_LIMITED = "rate_limited"
     INVALID_ARGUMENTS = "invalid_arguments"
     UNKNOWN_TOOL = "unknown_tool"
     COMMAND_NOT_FOUND = "command_not_found"
