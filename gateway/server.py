@@ -1,74 +1,87 @@
-"""The MCP server: built-in tools over stdio, in both protocol eras (the SDK's)."""
+"""The MCP server: what `purple serve` and `purple wrap` speak to clients, on stdin and stdout."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import mcp_types as types
-from mcp.server import Server
-from mcp.server.context import ServerRequestContext
-from mcp.server.stdio import stdio_server
-
-from purplebox import __version__
 
 from ..policies import Policy
 from .audit import spans
 from .gateway import Gateway
+from .wire import jsonrpc
+from .wire.builtin import BuiltIns
+from .wire.jsonrpc import Message
+from .wire.router import Single
+from .wire.session import Handler, Session
+from .wire.stdio import Pipe
 
-_PROGRESS_SECONDS = 0.1  # running output is gathered for this long, so that a flood stays small
-
-
-def build_server(gateway: Gateway) -> Server[Any]:
-    """An SDK server whose tools are ours; it can be served on any of the SDK's transports."""
-
-    async def list_tools(
-        _: ServerRequestContext[Any], __: types.PaginatedRequestParams | None
-    ) -> types.ListToolsResult:
-        tools = [types.Tool.model_validate(tool.to_wire()) for tool in gateway.tools()]
-        return types.ListToolsResult(tools=tools)
-
-    async def call_tool(
-        context: ServerRequestContext[Any], params: types.CallToolRequestParams
-    ) -> types.CallToolResult:
-        waiting: list[str] = []
-        reporter = asyncio.create_task(_report(context, waiting))
-        try:
-            with spans.serving():
-                outcome = await gateway.call(
-                    params.name, params.arguments or {}, progress=waiting.append
-                )
-        finally:
-            reporter.cancel()
-        return types.CallToolResult.model_validate(outcome.result)
-
-    policy = gateway.policy
-    return Server(
-        "purple",
-        version=__version__,
-        instructions=(
-            f"Tools run in a sandbox under policy {policy.name}: {policy.description} "
-            "A refusal names its rule; retrying the same call will not change it."
-        ),
-        on_list_tools=list_tools,
-        on_call_tool=call_tool,
-    )
+_FINISH_SECONDS = 1.0  # for what is in flight when a client that still listens closes its end
 
 
-async def _report(context: ServerRequestContext[Any], waiting: list[str]) -> None:
-    count = 0
-    while True:
-        await asyncio.sleep(_PROGRESS_SECONDS)
-        if waiting:
-            text = "".join(waiting)[-4096:]
-            waiting.clear()
-            count += 1
-            await context.session.report_progress(count, message=text)
+class _PipeSink:
+    """A session's way out on a pipe."""
+
+    def __init__(self) -> None:
+        self.pipe: Pipe
+
+    @property
+    def buffered_bytes(self) -> int:
+        return self.pipe.buffered_bytes
+
+    def send(self, message: Message) -> None:
+        self.pipe.send(jsonrpc.encode(message))
 
 
-async def serve_stdio(policy: Policy, workspace: Path) -> None:
-    """Serve on stdin and stdout until the client closes them.
+async def serve_pipe(
+    handler: Callable[[Session], Handler], reader: int, writer: int,
+    stop: asyncio.Event | None = None,
+) -> None:  # fmt: skip
+    """Serve one client on a pair of descriptors until it closes its end, or `stop` is set."""
+    stop = stop or asyncio.Event()
+    sink = _PipeSink()
+    session = Session(handler, sink)
+
+    def oversize(head: bytes) -> None:
+        text = f"Invalid request: over {jsonrpc.MAX_FRAME_BYTES >> 20} MiB"
+        problem = {"code": jsonrpc.INVALID_REQUEST, "message": text}
+        session.send(jsonrpc.error(jsonrpc.salvage_id(head), problem))
+
+    pipe = sink.pipe = Pipe(
+        reader, writer, on_frame=lambda frame: session.receive_frame(frame, sink),
+        on_closed=stop.set, on_oversize=oversize,
+    )  # fmt: skip
+    pipe.on_drained = session.drained
+    pipe.start()
+    try:
+        await stop.wait()
+        if pipe.has_reader():
+            await session.finish(_FINISH_SECONDS)
+    finally:
+        await session.aclose()
+        await pipe.aclose()
+
+
+async def serve_stdio(handler: Callable[[Session], Handler]) -> None:
+    """Serve on stdin and stdout until the client closes them or SIGTERM or SIGINT comes."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    # What else in this process prints must not end up between frames.
+    writer = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        await serve_pipe(handler, os.dup(0), writer, stop)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def serve_tools(policy: Policy, workspace: Path) -> None:
+    """Serve the built-in tools on stdin and stdout.
 
     Raises:
         SetupError: the sandbox cannot be built, or less than the policy requires is enforced.
@@ -76,6 +89,4 @@ async def serve_stdio(policy: Policy, workspace: Path) -> None:
     """
     spans.configure()
     async with Gateway(policy, workspace) as gateway:
-        server = build_server(gateway)
-        async with stdio_server() as (reader, writer):
-            await server.run(reader, writer, server.create_initialization_options())
+        await serve_stdio(lambda _: Single(BuiltIns(gateway)))

@@ -34,11 +34,11 @@ def run(args: argparse.Namespace) -> int:
     except PolicyError as error:
         return fail(str(error))
     from ...isolation import IsolationError
-    from ..server import serve_stdio
+    from ..server import serve_tools
 
     print(f"purple: serving {workspace.resolve()} under {policy.name} on stdio", file=sys.stderr)
     try:
-        asyncio.run(serve_stdio(policy, workspace))
+        asyncio.run(serve_tools(policy, workspace))
     except IsolationError as error:
         return fail(str(error), 125)
     except OSError as error:

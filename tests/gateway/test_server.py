@@ -1,5 +1,7 @@
 """The server as a client sees it: real sandboxes, the SDK's client."""
 
+# pyright: reportUnknownLambdaType=false
+
 from __future__ import annotations
 
 import asyncio
@@ -8,8 +10,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from mcp import Client, StdioServerParameters
@@ -17,10 +20,10 @@ from mcp import Client, StdioServerParameters
 from purplebox.gateway.audit import AuditLog, verify
 from purplebox.gateway.audit.log import entries
 from purplebox.gateway.gateway import Gateway
-from purplebox.gateway.server import build_server
+from purplebox.gateway.wire.builtin import BuiltIns
+from purplebox.gateway.wire.router import Single
 from purplebox.policies import load_policy
 
-T = TypeVar("T")
 RULES = """
 name: ruled
 extends: code-assistant
@@ -31,24 +34,36 @@ tools:
 """
 
 
-def with_client(
-    workspace: Path, log: Path, body: Callable[[Client], Awaitable[T]], mode: Any = "auto"
-) -> T:
+Body = Callable[[Client], Awaitable[Any]]
+WithClient = Callable[..., Any]
+
+
+@pytest.fixture
+def with_client(sdk_transport: Callable[..., Any]) -> WithClient:
+    """Runs a coroutine with the SDK's client of a gateway under `RULES`."""
+    return partial(_with_client, sdk_transport)
+
+
+def _with_client(
+    transport: Callable[..., Any], workspace: Path, log: Path, body: Body, mode: Any = "auto"
+) -> Any:
     rules = workspace.parent / "ruled.yaml"
     rules.write_text(RULES)
     policy = load_policy(str(rules))
 
-    async def go() -> T:
+    async def go() -> Any:
         async with (
             Gateway(policy, workspace, audit_log=log) as gateway,
-            Client(build_server(gateway), mode=mode) as client,
+            Client(transport(lambda _: Single(BuiltIns(gateway))), mode=mode) as client,
         ):
             return await body(client)
 
     return asyncio.run(go())
 
 
-def test_tools_are_listed_with_schemas_and_annotations(workspace: Path, tmp_path: Path) -> None:
+def test_tools_are_listed_with_schemas_and_annotations(
+    workspace: Path, tmp_path: Path, with_client: WithClient
+) -> None:
     async def body(client: Client) -> list[Any]:
         return list((await client.list_tools()).tools)
 
@@ -64,7 +79,7 @@ def test_tools_are_listed_with_schemas_and_annotations(workspace: Path, tmp_path
 
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
 def test_every_call_ends_with_its_reason_and_one_record(
-    workspace: Path, tmp_path: Path, mode: str
+    workspace: Path, tmp_path: Path, mode: str, with_client: WithClient
 ) -> None:
     calls: list[tuple[str, dict[str, Any], bool, str]] = [
         ("shell", {"command": "echo hi"}, False, "hi"),
@@ -105,7 +120,9 @@ def test_every_call_ends_with_its_reason_and_one_record(
     ]  # fmt: skip
 
 
-def test_long_output_is_progress_and_a_flood_is_bounded(workspace: Path, tmp_path: Path) -> None:
+def test_long_output_is_progress_and_a_flood_is_bounded(
+    workspace: Path, tmp_path: Path, with_client: WithClient
+) -> None:
     seen: list[str] = []
 
     async def progress(
