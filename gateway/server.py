@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..policies import Policy
@@ -17,6 +17,7 @@ from .wire.jsonrpc import Message
 from .wire.router import Single
 from .wire.session import Handler, Session
 from .wire.stdio import Pipe
+from .wire.upstream import Upstream, sandboxed
 
 _FINISH_SECONDS = 1.0  # for what is in flight when a client that still listens closes its end
 
@@ -90,3 +91,27 @@ async def serve_tools(policy: Policy, workspace: Path) -> None:
     spans.configure()
     async with Gateway(policy, workspace) as gateway:
         await serve_stdio(lambda _: Single(BuiltIns(gateway)))
+
+
+async def serve_wrapped(policy: Policy, workspace: Path, command: Sequence[str]) -> None:
+    """Serve one tool server, in a sandbox under `policy`, with its own names and identity.
+
+    Raises:
+        SetupError: the sandbox cannot be built, or less than the policy requires is enforced.
+        CommandNotFound: there is no such program inside.
+        OSError: the audit log cannot be written.
+    """
+    from ..isolation.command import resolve
+    from ..isolation.plan import compile_plan
+
+    spans.configure()
+    resolve(compile_plan(policy, workspace), command, "", None)  # a good error before any client
+    async with Gateway(policy, workspace) as gateway:
+        version = gateway.version
+        launch = sandboxed(version.engine, command)
+        name = Path(command[0]).name
+
+        def single(session: Session) -> Single:
+            return Single(Upstream(name, launch, session, gateway.calls, version))
+
+        await serve_stdio(single)

@@ -189,6 +189,7 @@ class Engine:
         signals: asyncio.Queue[int],
         terminal: Callable[[int], None] | None = None,
         cwd: str = "",
+        env: Mapping[str, str] | None = None,
     ) -> Result:
         """Run `argv` on the caller's own descriptors, as `purple run` does.
 
@@ -198,9 +199,9 @@ class Engine:
             signals: Numbers put here are sent to the command's process group.
             terminal: When given, the command gets a terminal of the sandbox's own in place of each
                 of `fds` that is one; called with its other side before the command starts.
-            cwd: As in `run`.
+            cwd, env: As in `run`.
         """
-        command = resolve(self._entered, argv, cwd, None)
+        command = resolve(self._entered, argv, cwd, env)
         tty = [i for i, fd in enumerate(fds) if os.isatty(fd)] if terminal is not None else []
         marks = self._look()
         started = await self._link.spawn(fds, marks, tty)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import audit, doctor, profile, run, serve
+from . import audit, doctor, profile, run, serve, wrap
 
 EXIT_STATUSES = """\
 exit statuses: 0 done; 1 a check found something; 2 wrong usage, policy or workspace; 124 the
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
-    for module in (serve, run, profile, audit, doctor):
+    for module in (serve, wrap, run, profile, audit, doctor):
         module.add_parser(verbs)
     return parser
 

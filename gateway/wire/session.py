@@ -14,6 +14,7 @@ Theory of operation
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import traceback
 import uuid
@@ -371,14 +372,19 @@ class Session:
             except ValueError as problem:
                 print(f"purple: a message is not JSON and was dropped: {problem}", file=sys.stderr)
 
-    async def ask(self, method: str, params: Message | None, exchange: Exchange | None) -> Any:
-        """Ask a legacy client; returns its result. Raises `RpcError`."""
+    async def ask(
+        self, method: str, params: Message | None, exchange: Exchange | None, *,
+        progress: Callable[[Message], None] | None = None,
+        reason: Callable[[], Message | None] = lambda: None,
+    ) -> Any:  # fmt: skip
+        """Ask a legacy client; returns its result. Raises `RpcError`. As `Asks.ask`."""
         sink = exchange.sink if exchange is not None else self.sink
         if sink is None:
             raise RpcError(jsonrpc.SERVER_UNAVAILABLE, "The client has no stream to be asked on")
         return await self.asks.ask(
-            lambda message: self.send(message, sink), method, params, seconds=ASK_SECONDS
-        )
+            lambda message: self.send(message, sink), method, params, seconds=ASK_SECONDS,
+            progress=progress, reason=reason,
+        )  # fmt: skip
 
     @property
     def exchanges(self) -> list[Exchange]:
@@ -503,11 +509,13 @@ class Asks:
             message = await future
         except TimeoutError:
             cancel = {"requestId": id, "reason": "timed out"}
-            send(jsonrpc.notification("notifications/cancelled", cancel))
+            with contextlib.suppress(RpcError):  # the peer may be gone
+                send(jsonrpc.notification("notifications/cancelled", cancel))
             raise RpcError(jsonrpc.TIMED_OUT, f"{method} was not answered in time") from None
         except asyncio.CancelledError:
             cancel = {**(reason() or {}), "requestId": id}
-            send(jsonrpc.notification("notifications/cancelled", cancel))
+            with contextlib.suppress(RpcError):
+                send(jsonrpc.notification("notifications/cancelled", cancel))
             raise
         except ValueError as problem:
             raise RpcError(jsonrpc.PARSE_ERROR, f"The request is not JSON: {problem}") from None
@@ -533,13 +541,11 @@ class Asks:
             waiting[1](params)
         return waiting is not None
 
-    def close(self, why: str) -> None:
+    def close(self, why: str, code: int = jsonrpc.INTERNAL_ERROR) -> None:
         """Fail all that wait."""
         for future, _ in list(self._waiting.values()):
             if not future.done():
-                future.set_result(
-                    jsonrpc.error(None, {"code": jsonrpc.INTERNAL_ERROR, "message": why})
-                )
+                future.set_result(jsonrpc.error(None, {"code": code, "message": why}))
 
 
 def envelope(params: Message, principal: str) -> Client:

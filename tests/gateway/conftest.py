@@ -133,3 +133,8 @@ def raw_client() -> Callable[[Serve], contextlib.AbstractAsyncContextManager[Wir
 @pytest.fixture
 def sdk_transport() -> Callable[[Serve], contextlib.AbstractAsyncContextManager[Any]]:
     return transport
+
+
+@pytest.fixture
+def wire_type() -> type[Wire]:
+    return Wire

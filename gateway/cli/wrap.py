@@ -1,0 +1,54 @@
+"""`purple wrap -p PROFILE -- SERVER…`: an existing tool server, sandboxed, decided and recorded."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        "wrap",
+        help="serve an existing MCP server from inside a sandbox",
+        description="Put this before the server's command in the client's configuration. Names and "
+        "identity of the server stay as they are.",
+    )
+    parser.add_argument("-p", "--profile", default="mcp-server", help="name or path")
+    parser.add_argument("-w", "--workspace", default=".", help="directory it sees (default: here)")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- SERVER…")
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until stdin closes."""
+    from ...policies import PolicyError, load_policy
+    from . import fail
+
+    command: list[str] = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        return fail("no server; write: purple wrap -p PROFILE -- SERVER ARGS…")
+    workspace = Path(args.workspace)
+    if not workspace.is_dir():
+        return fail(f"workspace {workspace} is not a directory; create it or name another")
+    try:
+        policy = load_policy(args.profile, project=workspace)
+    except PolicyError as error:
+        return fail(str(error))
+    from ...isolation import CommandNotFound, IsolationError
+    from ..server import serve_wrapped
+
+    print(f"purple: {shlex.join(command)} under {policy.name} on stdio", file=sys.stderr)
+    try:
+        asyncio.run(serve_wrapped(policy, workspace, command))
+    except CommandNotFound as error:
+        return fail(str(error), 126 if error.code == "EACCES" else 127)
+    except IsolationError as error:
+        return fail(str(error), 125)
+    except OSError as error:
+        return fail(f"cannot write the audit log: {error}")
+    return 0

@@ -1,0 +1,553 @@
+"""One tool server: its process, its handshake, and what it and a client say to each other.
+
+Theory of operation
+    An `Upstream` serves one session, so nothing of one client's can reach another. The process
+    starts with the first request and again, with a growing pause, when it has died. Between equal
+    eras params and results pass as they are; only ids and progress tokens are our own, and put back
+    on the way. Between different eras `eras` translates: a legacy server's questions park a modern
+    client's call; a modern server's `input_required` becomes questions to a legacy client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from ...isolation import Engine
+from ..calls import Calls, Version
+from . import eras, jsonrpc, tracing
+from .acts import ACTING, act
+from .jsonrpc import Id, Message, RpcError, list_of, object_of
+from .session import LOG_LEVEL, MODERN_VERSIONS, SUBSCRIPTION, Asks, Client, Exchange, Session
+from .stdio import HIGH_WATER_BYTES, Pipe
+
+# Runs the server on the three descriptors until it ends, and says how it ended; cancelled, it
+# leaves nothing of it.
+Launch = Callable[[tuple[int, int, int]], Awaitable[str]]
+
+HANDSHAKE_SECONDS = 60.0
+PROBE_SECONDS = 10.0
+REQUEST_SECONDS = 600.0
+_GRACE_SECONDS = 2.0  # the SDK's, between the end of its stdin and the end of a server
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
+_MOST_QUEUED_BYTES = 256 << 20
+_MOST_ROUNDS = 10
+_STDERR_LINES, _STDERR_LINE_BYTES, _STDERR_LINES_A_SECOND = 50, 500, 100
+
+
+def sandboxed(engine: Engine, argv: Sequence[str], env: Mapping[str, str] | None = None) -> Launch:
+    """Run a server in a sandbox of its own.
+
+    Args:
+        engine: Entered; of the server's policy and workspace.
+        argv: Its command.
+        env: Added to the policy's environment: what the configuration names for this server.
+    """
+
+    async def launch(fds: tuple[int, int, int]) -> str:
+        result = await engine.run_with(argv, fds, signals=asyncio.Queue(), env=env)
+        if result.exit_code is not None:
+            return f"exit status {result.exit_code}"
+        return f"{result.reason}, signal {result.signal}"
+
+    return launch
+
+
+class Upstream:
+    """A server on the pipes of a process, for one session.
+
+    Args:
+        name: In rules and records.
+        launch: Starts it.
+        session: Whom it serves.
+        calls, version: Who decides, and by what.
+        request_seconds: The longest that a request may take without progress.
+    """
+
+    def __init__(
+        self, name: str, launch: Launch, session: Session, calls: Calls, version: Version, *,
+        request_seconds: float = REQUEST_SECONDS,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.era: Literal["legacy", "modern"] = "legacy"
+        self._launch, self._session = launch, session
+        self._calls, self._version = calls, version
+        self._seconds = request_seconds
+        self._said: Message = {}
+        self._asks = Asks()
+        self._asked: dict[Id, tuple[asyncio.Task[None], list[Message]]] = {}
+        self._listeners: dict[Id, tuple[Exchange, Message]] = {}
+        self._uris: set[str] = set()
+        self._level = ""
+        self._pipe: Pipe | None = None
+        self._process: asyncio.Task[str] | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._starts = 0
+        self._not_before = 0.0
+        self._paused = False
+        self._stderr = _Stderr(name)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # What the client wants.
+
+    async def describe(self, client: Client, exchange: Exchange | None) -> Message:
+        """As `Backend.describe`."""
+        await self._open(client)
+        if client.era == self.era:
+            return self._said
+        return eras.introduction(client, self._said, self.era == "modern")
+
+    async def request(self, exchange: Exchange, method: str, params: Message | None) -> Message:
+        """As `Backend.request`."""
+        await self._open(exchange.client)
+        forward = partial(self._forward, exchange, method)
+        if method == "tools/call" or method in ACTING:
+            return await act(
+                self._calls, self._version, self._session, exchange.client, self.name, method,
+                params, forward,
+            )  # fmt: skip
+        result: Message = await forward(params)
+        return result
+
+    def notified(self, client: Client, method: str, params: Message | None) -> None:
+        """As `Backend.notified`."""
+        if self._pipe is not None and (client.era == self.era or not method.startswith("notif")):
+            self._send(jsonrpc.notification(method, params))
+
+    async def aclose(self) -> None:
+        """End the server: its stdin is closed, and what is left after two seconds is killed."""
+        for task in list(self._tasks):
+            task.cancel()
+        if self._opening is not None:
+            self._opening.cancel()
+        process, self._process = self._process, None
+        if process is not None:
+            if self._pipe is not None:
+                self._pipe.close_writer()
+            await asyncio.wait({process}, timeout=_GRACE_SECONDS)
+            process.cancel()
+            await asyncio.gather(process, *self._tasks, return_exceptions=True)
+        if self._pipe is not None:
+            await self._pipe.aclose(0)
+            self._pipe = None
+        self._stderr.close()
+
+    async def _forward(self, exchange: Exchange, method: str, params: Message | None) -> Any:
+        if exchange.client.era == self.era:
+            return await self._ask(exchange, method, params)
+        if self.era == "legacy":
+            return await self._to_legacy(exchange, method, params)
+        return await self._to_modern(exchange, method, params)
+
+    async def _ask(self, exchange: Exchange, method: str, params: Message | None) -> Any:
+        listening: list[int] = []
+
+        def on_id(id: int) -> None:
+            if method == "subscriptions/listen":
+                listening.append(id)
+                self._listeners[id] = exchange, {}
+
+        try:
+            with tracing.asking(method, params) as traced:
+                result = await self._asks.ask(
+                    self._send, method, traced,
+                    seconds=self._seconds if method != "subscriptions/listen" else 10**9,
+                    progress=exchange.progress, reason=lambda: exchange.reason, on_id=on_id,
+                )  # fmt: skip
+        finally:
+            for id in listening:
+                self._listeners.pop(id, None)
+        if listening and SUBSCRIPTION in object_of(object_of(result).get("_meta")):
+            return {**result, "_meta": {**result["_meta"], SUBSCRIPTION: exchange.id}}
+        return result
+
+    async def _to_legacy(self, exchange: Exchange, method: str, params: Message | None) -> Any:
+        if method in eras.GONE:
+            raise RpcError(jsonrpc.METHOD_NOT_FOUND, "Method not found", method)
+        if method == "subscriptions/listen":
+            return await self._listen(exchange, params or {})
+        level = exchange.meta.get(LOG_LEVEL)
+        logs = "logging" in object_of(self._said.get("capabilities"))
+        if logs and isinstance(level, str) and level != self._level:
+            self._level = level
+            await self._ask(exchange, "logging/setLevel", {"level": level})
+        for _ in range(_MOST_ROUNDS):
+            try:
+                result = await self._ask(exchange, method, eras.bare(params))
+            except RpcError as error:
+                questions = eras.url_questions(error)
+                if not questions:
+                    raise eras.modern_error(error) from None
+                for question in questions:
+                    answer = object_of(await exchange.ask("elicitation/create", question))
+                    if answer.get("action") != "accept":
+                        text = "The client declined what the server asked for"
+                        raise RpcError(jsonrpc.REFUSED, text) from None
+                continue
+            info = object_of(self._said.get("serverInfo"))
+            return eras.modern_result(exchange.client, method, info, object_of(result))
+        raise RpcError(jsonrpc.INTERNAL_ERROR, f"Server {self.name!r} asks without end")
+
+    async def _listen(self, exchange: Exchange, params: Message) -> Message:
+        """`subscriptions/listen` in front of a server that knows only subscribe."""
+        filters = object_of(params.get("notifications"))
+        uris = [u for u in list_of(filters.get("resourceSubscriptions")) if isinstance(u, str)]
+        honored: Message = {k: True for k in eras.LISTS.values() if filters.get(k) is True}
+        for uri in uris:
+            await self._ask(exchange, "resources/subscribe", {"uri": uri})
+        if uris:
+            honored["resourceSubscriptions"] = uris
+        meta = {SUBSCRIPTION: exchange.id}
+        self._listeners[exchange.id] = exchange, honored
+        acknowledged = {"notifications": honored, "_meta": meta}
+        exchange.emit(
+            jsonrpc.notification("notifications/subscriptions/acknowledged", acknowledged)
+        )
+        try:
+            await asyncio.Event().wait()  # until it is cancelled, or the session ends
+        finally:
+            self._listeners.pop(exchange.id, None)
+        return {"_meta": meta}
+
+    async def _to_modern(self, exchange: Exchange, method: str, params: Message | None) -> Any:
+        if method == "ping":
+            return {}
+        if method == "logging/setLevel":
+            self._level = str((params or {}).get("level", ""))
+            return {}
+        if method in ("resources/subscribe", "resources/unsubscribe"):
+            uri = (params or {}).get("uri")
+            if not isinstance(uri, str):
+                raise RpcError(jsonrpc.INVALID_PARAMS, "uri must be a string")
+            (self._uris.add if method == "resources/subscribe" else self._uris.discard)(uri)
+            self._relisten(exchange.client)
+            return {}
+        more: Message = {}
+        for _ in range(_MOST_ROUNDS):
+            sent = {**eras.enveloped(exchange.client, params, self._level), **more}
+            result = object_of(await self._ask(exchange, method, sent))
+            if result.get("resultType") != "input_required":
+                return eras.legacy_result(result)
+            answers: Message = {}
+            for key, question in object_of(result.get("inputRequests")).items():
+                asked = object_of(question)
+                answers[key] = await exchange.ask(str(asked.get("method")), asked.get("params"))
+            more = {"inputResponses": answers} if answers else {}
+            if "requestState" in result:
+                more["requestState"] = result["requestState"]
+            if not answers:
+                await asyncio.sleep(0.1)
+        raise RpcError(jsonrpc.INTERNAL_ERROR, f"Server {self.name!r} asks without end")
+
+    def _relisten(self, client: Client) -> None:
+        """Have one `subscriptions/listen` open for a legacy client, with all that it may want."""
+        wanted: Message = dict.fromkeys(eras.LISTS.values(), True)
+        if self._uris:
+            wanted["resourceSubscriptions"] = sorted(self._uris)
+        params = eras.enveloped(client, {"notifications": wanted})
+        for task in [t for t in self._tasks if t.get_name() == "listen"]:
+            task.cancel()
+
+        async def listen() -> None:
+            with contextlib.suppress(RpcError):
+                await self._asks.ask(self._send, "subscriptions/listen", params, seconds=10**9)
+
+        self._task(listen(), "listen")
+
+    # The process.
+
+    async def _open(self, client: Client) -> None:
+        """Have a server that has been greeted. Raises `RpcError`."""
+        opening = self._opening
+        if opening is None or (opening.done() and self._pipe is None):
+            pause = self._not_before - asyncio.get_running_loop().time()
+            if pause > 1.0:
+                text = f"Server {self.name!r} has ended and starts again in {pause:.0f} s"
+                raise RpcError(jsonrpc.SERVER_UNAVAILABLE, f"{text}{self._stderr.last()}")
+            opening = self._opening = asyncio.create_task(self._start(client))
+        await asyncio.shield(opening)
+
+    async def _start(self, client: Client) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(0.0, self._not_before - loop.time()))
+        pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**self._starts)
+        self._not_before = loop.time() + (pause if self._starts else 0)
+        self._starts += 1
+        theirs_in, ours_out = os.pipe2(os.O_CLOEXEC)
+        ours_in, theirs_out = os.pipe2(os.O_CLOEXEC)
+        theirs_err = self._stderr.open()
+        pipe = self._pipe = Pipe(
+            ours_in, ours_out, on_frame=self._frame, on_closed=lambda: self._ended(pipe),
+            on_oversize=self._oversize,
+        )  # fmt: skip
+        self._process = asyncio.create_task(self._run((theirs_in, theirs_out, theirs_err), pipe))
+        pipe.start()
+        try:
+            await self._greet(client)
+        except BaseException:
+            await self._abandon(pipe)
+            raise
+        if self._starts > 1:
+            offered = object_of(self._said.get("capabilities"))
+            for method in eras.LISTS:
+                if object_of(offered.get(method.split("/")[1])).get("listChanged"):
+                    self._deliver(method, None)
+
+    async def _run(self, fds: tuple[int, int, int], pipe: Pipe) -> str:
+        how = "it could not be started"
+        try:
+            how = await self._launch(fds)
+        except Exception as error:  # said to whoever waits
+            how = str(error)
+        finally:
+            for fd in fds:
+                os.close(fd)
+            self._ended(pipe, how)
+        return how
+
+    def _ended(self, pipe: Pipe, how: str = "it closed its stdout") -> None:
+        if self._pipe is not pipe:
+            return
+        self._pipe = None
+        text = f"Server {self.name!r} has ended: {how}{self._stderr.last()}"
+        self._asks.close(text, jsonrpc.SERVER_UNAVAILABLE)
+        self._task(pipe.aclose(0), "close")
+
+    async def _abandon(self, pipe: Pipe) -> None:
+        process, self._process = self._process, None
+        if self._pipe is pipe:
+            self._pipe = None
+            await pipe.aclose(0)
+        if process is not None:
+            process.cancel()
+            await asyncio.gather(process, return_exceptions=True)
+
+    async def _greet(self, client: Client) -> None:
+        modern = client.era == "modern"
+        discover = eras.enveloped(client, None)
+        for attempt in range(2):
+            try:
+                if modern:
+                    seconds = PROBE_SECONDS if attempt == 0 else HANDSHAKE_SECONDS
+                    said = await self._asks.ask(
+                        self._send, "server/discover", discover, seconds=seconds
+                    )
+                    if set(MODERN_VERSIONS) & set(
+                        list_of(object_of(said).get("supportedVersions"))
+                    ):
+                        self.era, self._said = "modern", said
+                        if client.era == "legacy":
+                            self._relisten(client)
+                        return
+                else:
+                    hello = eras.handshake(client)
+                    said = await self._asks.ask(
+                        self._send, "initialize", hello, seconds=HANDSHAKE_SECONDS
+                    )
+                    self.era, self._said = "legacy", object_of(said)
+                    if client.era == "modern" or self._starts > 1:
+                        self._send(jsonrpc.notification("notifications/initialized", None))
+                    return
+            except RpcError as error:
+                # A server of the other era only; or one whose era a slow probe has settled.
+                if attempt or self._pipe is None or error.code == jsonrpc.SERVER_UNAVAILABLE:
+                    raise
+                if not modern and error.code not in (-32022, -32601):
+                    raise
+            modern = not modern
+        raise RpcError(jsonrpc.SERVER_UNAVAILABLE, f"Server {self.name!r} speaks no known revision")
+
+    def _send(self, message: Message) -> None:
+        if self._pipe is None:
+            raise RpcError(jsonrpc.SERVER_UNAVAILABLE, f"Server {self.name!r} is not running")
+        if self._pipe.buffered_bytes > _MOST_QUEUED_BYTES:
+            raise RpcError(jsonrpc.OVERLOADED, f"Server {self.name!r} does not read")
+        self._pipe.send(jsonrpc.encode(message))
+
+    def _task(self, work: Any, name: str) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # What the server says.
+
+    def _frame(self, frame: bytes) -> None:
+        try:
+            message = jsonrpc.decode(frame)
+        except jsonrpc.FrameError as problem:
+            for id in problem.ids:
+                why = {"code": jsonrpc.INTERNAL_ERROR, "message": f"The server's answer: {problem}"}
+                self._asks.settle(jsonrpc.error(id, why))
+            self._stderr.say(b"not MCP on its stdout: " + frame[:200])
+            return
+        assert jsonrpc.is_object(message)
+        method = message.get("method")
+        if method is None:
+            self._asks.settle(message)
+        elif "id" in message:
+            reasons: list[Message] = []
+            task = self._task(self._questioned(message, reasons), "question")
+            self._asked[message["id"]] = task, reasons
+        else:
+            self._heard(method, message.get("params"))
+        if not self._paused and self._session.is_congested(HIGH_WATER_BYTES) and self._pipe:
+            self._paused = True
+            self._pipe.pause()
+            self._session.when_clear(partial(self._go_on, self._pipe))
+
+    def _go_on(self, pipe: Pipe) -> None:
+        self._paused = False
+        pipe.resume()
+
+    def _oversize(self, head: bytes) -> None:
+        text = f"The server's answer is over {jsonrpc.MAX_FRAME_BYTES >> 20} MiB"
+        problem = {"code": jsonrpc.INTERNAL_ERROR, "message": text}
+        self._asks.settle(jsonrpc.error(jsonrpc.salvage_id(head), problem))
+
+    def _heard(self, method: str, params: Message | None) -> None:
+        said = params or {}
+        if method == "notifications/progress" and self._asks.progressed(said):
+            return
+        if method == "notifications/cancelled":
+            found = self._asked.get(said.get("requestId"))  # type: ignore[arg-type]
+            if found is not None:
+                found[1].append(said)
+                found[0].cancel()
+            return
+        self._deliver(method, params)
+
+    def _deliver(self, method: str, params: Message | None) -> None:
+        client = self._session.client
+        if client is None:
+            return
+        if self.era == "modern":
+            id = object_of((params or {}).get("_meta")).get(SUBSCRIPTION)
+            if client.era == "modern" and type(id) is int and params is not None:
+                if id in self._listeners:
+                    exchange = self._listeners[id][0]
+                    meta = {**params["_meta"], SUBSCRIPTION: exchange.id}
+                    exchange.emit(jsonrpc.notification(method, {**params, "_meta": meta}))
+                return
+            if client.era == "legacy":
+                if method == "notifications/subscriptions/acknowledged":
+                    return
+                params = eras.without_subscription(params)
+            self._session.send(jsonrpc.notification(method, params))
+        elif client.era == "legacy":
+            self._session.send(jsonrpc.notification(method, params))
+        elif method == "notifications/message":
+            for exchange in reversed(self._session.exchanges):
+                if eras.loud_enough((params or {}).get("level"), exchange.meta.get(LOG_LEVEL)):
+                    exchange.emit(jsonrpc.notification(method, params))
+                    break
+        else:
+            for exchange, filters in list(self._listeners.values()):
+                if eras.heard(filters, method, params):
+                    meta = {**object_of((params or {}).get("_meta")), SUBSCRIPTION: exchange.id}
+                    exchange.emit(jsonrpc.notification(method, {**(params or {}), "_meta": meta}))
+
+    async def _questioned(self, message: Message, reasons: list[Message]) -> None:
+        """Answer a request of the server's."""
+        id, method, params = message["id"], message["method"], message.get("params")
+        client = self._session.client
+        try:
+            if client is None:
+                raise RpcError(jsonrpc.SERVER_UNAVAILABLE, "There is no client to ask")
+            if method == "ping" and client.era == "modern":
+                answer: Any = {}
+            elif method in ACTING:
+                answer = await act(
+                    self._calls, self._version, self._session, client, self.name, method, params,
+                    partial(self._question, client, method, reasons),
+                )  # fmt: skip
+            else:
+                answer = await self._question(client, method, reasons, params)
+            reply = jsonrpc.result(id, answer)
+        except RpcError as error:
+            reply = jsonrpc.error(id, error.error)
+        except asyncio.CancelledError:
+            return
+        finally:
+            self._asked.pop(id, None)
+        with contextlib.suppress(RpcError, ValueError):
+            self._send(reply)
+
+    async def _question(
+        self, client: Client, method: str, reasons: list[Message], params: Message | None
+    ) -> Any:
+        if client.era == "legacy":
+            return await self._session.ask(
+                method, params, None, reason=lambda: reasons[-1] if reasons else None,
+                progress=lambda said: self._send(
+                    jsonrpc.notification("notifications/progress", said)
+                ),
+            )  # fmt: skip
+        # Over stdio nothing says to which request a question belongs: the newest that may wait.
+        for exchange in reversed(self._session.exchanges):
+            if exchange.method in ("tools/call", "prompts/get", "resources/read"):
+                return await exchange.ask(method, params)
+        raise RpcError(jsonrpc.METHOD_NOT_FOUND, "The client has no request that could carry this")
+
+
+class _Stderr:
+    """What a server writes to its stderr: the last lines kept, all of it shown, within bounds."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lines: deque[str] = deque(maxlen=_STDERR_LINES)
+        self._reader = -1
+        self._rest = b""
+        self._second, self._shown = 0, 0
+
+    def open(self) -> int:
+        """The writing end of a new pipe."""
+        self.close()
+        self._reader, writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._reader, False)
+        asyncio.get_running_loop().add_reader(self._reader, self._read)
+        return writer
+
+    def close(self) -> None:
+        """Read no more."""
+        if self._reader >= 0:
+            asyncio.get_running_loop().remove_reader(self._reader)
+            os.close(self._reader)
+            self._reader = -1
+
+    def last(self) -> str:
+        """The last line, to be added to a sentence."""
+        return f"; it last said: {self._lines[-1][:300]}" if self._lines else ""
+
+    def say(self, line: bytes) -> None:
+        """Take a line: no control characters, bounded in length and in number a second."""
+        text = line[:_STDERR_LINE_BYTES].decode("utf-8", "replace")
+        text = "".join(c if c.isprintable() else "�" for c in text.rstrip("\r"))
+        if not text:
+            return
+        self._lines.append(text)
+        now = int(asyncio.get_running_loop().time())
+        if now != self._second:
+            self._second, self._shown = now, 0
+        self._shown += 1
+        if self._shown <= _STDERR_LINES_A_SECOND:
+            print(f"[{self._name}] {text}", file=sys.stderr)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._reader, 1 << 16)
+        except BlockingIOError:
+            return
+        if not data:
+            self.close()
+            return
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[:_STDERR_LINE_BYTES]
+        for line in lines:
+            self.say(line)
