@@ -6,12 +6,17 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
-from ..policies import Policy
+from ..isolation import Engine
+from ..policies import Policy, load_policy
 from .audit import spans
+from .calls import Version
+from .config import ServerSpec
 from .gateway import Gateway
 from .wire import jsonrpc
+from .wire.aggregate import Many
 from .wire.builtin import BuiltIns
 from .wire.jsonrpc import Message
 from .wire.router import Single
@@ -81,16 +86,51 @@ async def serve_stdio(handler: Callable[[Session], Handler]) -> None:
             loop.remove_signal_handler(number)
 
 
-async def serve_tools(policy: Policy, workspace: Path) -> None:
-    """Serve the built-in tools on stdin and stdout.
+async def serve_tools(policy: Policy, workspace: Path, servers: Sequence[ServerSpec] = ()) -> None:
+    """Serve the built-in tools, and those of `servers` behind them, on stdin and stdout.
 
     Raises:
+        PolicyError: a server's profile cannot be used.
         SetupError: the sandbox cannot be built, or less than the policy requires is enforced.
         OSError: the audit log cannot be written.
     """
     spans.configure()
-    async with Gateway(policy, workspace) as gateway:
-        await serve_stdio(lambda _: Single(BuiltIns(gateway)))
+    policies = [load_policy(s.profile, project=workspace) for s in servers]
+    async with AsyncExitStack() as stack:
+        gateway = await stack.enter_async_context(Gateway(policy, workspace))
+        versions: list[Version] = []
+        for server, own in zip(servers, policies, strict=True):
+            engine = Engine(own, server.workspace or workspace)
+            versions.append(
+                Version(policy=_both(policy, own), engine=await stack.enter_async_context(engine))
+            )
+
+        def handler(session: Session) -> Handler:
+            tools = BuiltIns(gateway)
+            if not servers:
+                return Single(tools)
+            return Many([
+                tools,
+                *(
+                    Upstream(
+                        s.name, sandboxed(v.engine, s.argv, s.env), session, gateway.calls, v
+                    )
+                    for s, v in zip(servers, versions, strict=True)
+                ),
+            ])  # fmt: skip
+
+        await serve_stdio(handler)
+
+
+def _both(outer: Policy, own: Policy) -> Policy:
+    """A server's policy whose calls the gateway's rules judge, too; the stricter default holds."""
+    if outer.tools == own.tools:
+        return own
+    order = ("deny", "ask", "allow")
+    default = min(outer.tools.default, own.tools.default, key=order.index)
+    rules = (*outer.tools.rules, *own.tools.rules)
+    tools = own.tools.model_copy(update={"default": default, "rules": rules})
+    return own.model_copy(update={"name": f"{outer.name}+{own.name}", "tools": tools})
 
 
 async def serve_wrapped(policy: Policy, workspace: Path, command: Sequence[str]) -> None:

@@ -18,6 +18,9 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "-w", "--workspace", default=".", help="directory the tools see (default: here)"
     )
+    parser.add_argument(
+        "--config", type=Path, help="file of tool servers to put behind (mcpServers)"
+    )
     parser.set_defaults(handler=run)
 
 
@@ -33,12 +36,20 @@ def run(args: argparse.Namespace) -> int:
         policy = load_policy(args.profile, project=workspace)
     except PolicyError as error:
         return fail(str(error))
+    from ..config import ConfigError, load_servers
+
+    try:
+        servers = load_servers(args.config) if args.config is not None else []
+    except ConfigError as error:
+        return fail(str(error))
     from ...isolation import IsolationError
     from ..server import serve_tools
 
     print(f"purple: serving {workspace.resolve()} under {policy.name} on stdio", file=sys.stderr)
     try:
-        asyncio.run(serve_tools(policy, workspace))
+        asyncio.run(serve_tools(policy, workspace, servers))
+    except PolicyError as error:
+        return fail(str(error))
     except IsolationError as error:
         return fail(str(error), 125)
     except OSError as error:

@@ -119,6 +119,7 @@ class Exchange:
         self.token: Any = self.meta.get("progressToken")
         self._inputs: dict[str, tuple[Message, asyncio.Future[Any]]] = {}
         self._count = 0
+        self.quiet: set[str] = set()  # notifications that are not sent on
         self.bound = True  # whether a request of the client's waits for this exchange
         self.final: Message | None = None
 
@@ -129,7 +130,7 @@ class Exchange:
 
     def emit(self, message: Message) -> None:
         """Send a notification that belongs to this request."""
-        if self.bound:
+        if self.bound and message.get("method") not in self.quiet:
             self.session.send(message, self.sink)
 
     def progress(self, params: Message) -> None:
@@ -385,11 +386,6 @@ class Session:
             lambda message: self.send(message, sink), method, params, seconds=ASK_SECONDS,
             progress=progress, reason=reason,
         )  # fmt: skip
-
-    @property
-    def exchanges(self) -> list[Exchange]:
-        """Those in flight, oldest first."""
-        return list(self._exchanges.values())
 
     def is_congested(self, limit: int) -> bool:
         """Whether the client reads more slowly than it is written to."""

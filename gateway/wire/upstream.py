@@ -83,6 +83,7 @@ class Upstream:
         self._asks = Asks()
         self._asked: dict[Id, tuple[asyncio.Task[None], list[Message]]] = {}
         self._listeners: dict[Id, tuple[Exchange, Message]] = {}
+        self._mine: list[Exchange] = []  # in flight here, also those that are parked
         self._uris: set[str] = set()
         self._level = ""
         self._pipe: Pipe | None = None
@@ -106,6 +107,13 @@ class Upstream:
     async def request(self, exchange: Exchange, method: str, params: Message | None) -> Message:
         """As `Backend.request`."""
         await self._open(exchange.client)
+        self._mine.append(exchange)
+        try:
+            return await self._request(exchange, method, params)
+        finally:
+            self._mine.remove(exchange)
+
+    async def _request(self, exchange: Exchange, method: str, params: Message | None) -> Message:
         forward = partial(self._forward, exchange, method)
         if method == "tools/call" or method in ACTING:
             return await act(
@@ -443,7 +451,7 @@ class Upstream:
         elif client.era == "legacy":
             self._session.send(jsonrpc.notification(method, params))
         elif method == "notifications/message":
-            for exchange in reversed(self._session.exchanges):
+            for exchange in reversed(self._mine):
                 if eras.loud_enough((params or {}).get("level"), exchange.meta.get(LOG_LEVEL)):
                     exchange.emit(jsonrpc.notification(method, params))
                     break
@@ -490,7 +498,7 @@ class Upstream:
                 ),
             )  # fmt: skip
         # Over stdio nothing says to which request a question belongs: the newest that may wait.
-        for exchange in reversed(self._session.exchanges):
+        for exchange in reversed(self._mine):
             if exchange.method in ("tools/call", "prompts/get", "resources/read"):
                 return await exchange.ask(method, params)
         raise RpcError(jsonrpc.METHOD_NOT_FOUND, "The client has no request that could carry this")

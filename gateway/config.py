@@ -1,0 +1,111 @@
+"""The file that names tool servers: `mcpServers` as clients write it, in JSON or YAML."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .wire.jsonrpc import is_list, is_object
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_)){0,31}")
+_VARIABLE = re.compile(r"\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_KEYS = ("command", "args", "env", "type", "profile", "workspace")
+# Read as the same by a person or a model that looks fast.
+_ALIKE = str.maketrans({"1": "l", "i": "l", "0": "o", "-": "_", ".": "_"})
+
+
+class ConfigError(ValueError):
+    """The file is wrong; the text names file, server and key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSpec:
+    """One tool server.
+
+    Attributes:
+        name: Its prefix in aggregated names, and its name in rules and records.
+        argv: The command.
+        env: Added to its profile's environment, variables replaced.
+        profile: Name or path of its policy.
+        workspace: Directory that it sees; None is the gateway's.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    profile: str = "mcp-server"
+    workspace: Path | None = None
+
+
+def skeleton(name: str) -> str:
+    """What names that look alike have in common."""
+    return name.casefold().translate(_ALIKE)
+
+
+def load_servers(path: Path, environment: Mapping[str, str] = os.environ) -> list[ServerSpec]:
+    """The servers in `path`, in its order.
+
+    `${NAME}`, `${env:NAME}` and `${NAME:-default}` in command, args and env are replaced.
+
+    Raises:
+        ConfigError: unreadable, an unknown key, a missing variable, names that collide or look
+            alike, or a server that is not started by a command.
+    """
+    try:
+        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    found: Any = document.get("mcpServers") if is_object(document) else None
+    if not is_object(found) or not found:
+        raise ConfigError(f"{path}: no mcpServers; write {{mcpServers: {{name: {{command: …}}}}}}")
+    servers: list[ServerSpec] = []
+    seen: dict[str, str] = {}
+    for name, fields in found.items():
+        where = f"{path}: mcpServers.{name}"
+        if not _NAME.fullmatch(str(name)):
+            raise ConfigError(f"{where}: names have 1 to 32 of A-Z a-z 0-9 _ - . and no '__'")
+        if other := seen.get(skeleton(name)):
+            raise ConfigError(f"{where}: looks like {other}; rename one")
+        seen[skeleton(name)] = name
+        servers.append(_server(name, fields, where, environment))
+    return servers
+
+
+def _server(name: str, fields: Any, where: str, environment: Mapping[str, str]) -> ServerSpec:
+    if not is_object(fields):
+        raise ConfigError(f"{where}: a mapping is needed")
+    given = fields
+    if "url" in given:
+        raise ConfigError(f"{where}: servers with a url are not supported by this version")
+    if unknown := [key for key in given if key not in _KEYS]:
+        raise ConfigError(f"{where}.{unknown[0]}: unknown key; known: {', '.join(_KEYS)}")
+    if given.get("type", "stdio") != "stdio":
+        raise ConfigError(f"{where}.type: only stdio is supported by this version")
+    command, args, env = given.get("command"), given.get("args", []), given.get("env", {})
+    if not isinstance(command, str) or not is_list(args) or not is_object(env):
+        raise ConfigError(f"{where}: command is a text, args a list, env a mapping")
+
+    def replaced(value: Any, key: str) -> str:
+        def variable(match: re.Match[str]) -> str:
+            if match[1] in environment:
+                return environment[match[1]]
+            if match[2] is None:
+                raise ConfigError(f"{where}.{key}: the variable {match[1]} is not set")
+            return match[2]
+
+        return _VARIABLE.sub(variable, str(value))
+
+    workspace = given.get("workspace")
+    return ServerSpec(
+        name=name,
+        argv=(replaced(command, "command"), *(replaced(a, "args") for a in args)),
+        env={str(k): replaced(v, "env") for k, v in env.items()},
+        profile=str(given.get("profile", "mcp-server")),
+        workspace=None if workspace is None else Path(str(workspace)).expanduser(),
+    )  # fmt: skip
