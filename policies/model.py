@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from .units import parse_bytes, parse_seconds
 
@@ -84,12 +84,23 @@ class HostRule(_Section):
 
 
 class Credential(_Section):
-    """A secret that the gateway puts in; the sandbox sees a placeholder."""
+    """A secret that the gateway puts in, into a header or a query parameter of requests to `host`.
 
-    host: str
-    header: str
-    value: str
-    placeholder_env: str
+    `value` holds one of `${secret:NAME}` (the gateway's environment), `${file:path}` and
+    `${command:…}`. The sandbox sees a placeholder, in its variable `placeholder_env`.
+    """
+
+    host: str = Field(min_length=1)
+    header: str | None = Field(default=None, pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
+    query: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._~-]+$")
+    value: str = Field(min_length=1)
+    placeholder_env: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.header is None) == (self.query is None):
+            raise ValueError("name one of `header` and `query`")
+        return self
 
 
 class Network(_Section):

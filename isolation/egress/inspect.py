@@ -1,0 +1,250 @@
+"""`tls: inspect`: what happens to a connection once its name and port are allowed.
+
+Theory of operation
+    program ──TLS, our certificate── gate ──TLS, the server's certificate── server
+
+    The first bytes say what the connection is. TLS: the ClientHello is read, the server is asked for
+    the same name with the protocols that the program offers, its certificate is checked as any client
+    checks it, and the program gets a certificate of the sandbox's own authority and the protocol that
+    the server chose. HTTP goes on in the clear. Anything else cannot be looked into: it passes where
+    the rule asks for no look (no `methods`, no `paths`) and is cut where it does. A server that speaks
+    first (SSH, SMTP) is heard in the latter sense, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+from .ca import Authority
+from .credentials import Vault
+from .http import Decide, HttpReason, Inspector, OnExchange, Origin
+from .http1 import Dial, Http1, relay
+from .http2 import PREFACE, Http2
+from .tls import (
+    CHUNK_BYTES,
+    ByteStream,
+    Rewound,
+    TlsStream,
+    Trust,
+    accept,
+    connect,
+    probe_context,
+    read_hello,
+)
+
+_TLS_HANDSHAKE = 0x16  # RFC 8446 section 5.1
+_REQUEST_LINE = re.compile(rb"\r?\n?[A-Z]{1,24}(?: |$)")
+
+
+class Interceptor:
+    """Looks into the connections of one policy's sandboxes. Made once, used by every connection.
+
+    Args:
+        authority: Whose certificate the sandboxes trust.
+        vault: Credentials to put in.
+        trust: Certificates beside the host's own with which a server may identify itself. The
+            gateway's configuration: nothing inside can add one.
+    """
+
+    def __init__(self, authority: Authority, vault: Vault, trust: Sequence[Path] = ()) -> None:
+        self.authority = authority
+        self.vault = vault
+        self._trust = Trust(trust)
+        self._probe = probe_context(authority)
+
+    async def serve(
+        self,
+        client: ByteStream,
+        host: str,
+        port: int,
+        *,
+        dial: Dial,
+        decide: Decide,
+        on_exchange: OnExchange,
+        opaque: bool,
+    ) -> None:
+        """Serve one connection until it ends, and close it.
+
+        Args:
+            client: The program's end.
+            host: The name that it asked for: lower case, A-labels, no last dot; or an address.
+            port: The port that it asked for.
+            dial: Connects to the server; raises OSError, whose text goes to the program.
+            decide: The policy's word on a method and path.
+            on_exchange: Told of every request, and of what went wrong before the first.
+            opaque: Whether what is neither TLS nor HTTP may pass unseen.
+        """
+        line = _Line(dial)
+        try:
+            first = await self._first_bytes(client, line, opaque)
+            if first is None:  # the server spoke first
+                await self._unseen(client, line)
+                return
+            if not first:
+                return
+            stream = Rewound(client, first)
+            is_tls = first[0] == _TLS_HANDSHAKE
+            origin = Origin(scheme="https" if is_tls else "http", host=host, port=port)
+            inspector = Inspector(origin, decide, self.vault, on_exchange)
+            if is_tls:
+                await self._tls(stream, inspector, line)
+            elif PREFACE.startswith(first[: len(PREFACE)]):
+                await Http2(stream, line.dial, inspector).serve()
+            elif _REQUEST_LINE.match(first):
+                await Http1(stream, line.dial, inspector).serve()
+            elif opaque:
+                await self._unseen(stream, line)
+            else:
+                inspector.report(
+                    HttpReason.NOT_HTTP,
+                    f"Cut: what was sent to {host}:{port} is neither TLS nor HTTP, and its rule "
+                    "allows methods or paths only.",
+                )
+                client.abort()
+        except OSError:
+            client.abort()
+        finally:
+            await line.close()
+            await client.aclose()
+
+    async def _unseen(self, client: ByteStream, line: _Line) -> None:
+        server = await line.dial()
+        try:
+            await relay(client, server, lambda _, __: None)
+        finally:
+            server.abort()
+
+    async def _first_bytes(self, client: ByteStream, line: _Line, opaque: bool) -> bytes | None:
+        """What the program says first; None when the server has spoken before it."""
+        if not opaque:
+            return await client.read(CHUNK_BYTES)
+        read = asyncio.create_task(client.read(CHUNK_BYTES))
+        spoken = asyncio.create_task(line.spoken())
+        try:
+            await asyncio.wait((read, spoken), return_when=asyncio.FIRST_COMPLETED)
+            if read.done():
+                return read.result()
+            return None if spoken.result() else await read
+        finally:
+            for task in (read, spoken):
+                task.cancel()
+            await asyncio.gather(read, spoken, return_exceptions=True)
+
+    async def _tls(self, stream: Rewound, inspector: Inspector, line: _Line) -> None:
+        host = inspector.origin.host
+        try:
+            hello = await read_hello(stream, self._probe)
+        except ValueError as error:
+            inspector.report(HttpReason.CLIENT_TLS, f"Cut: {error}.")
+            stream.abort()
+            return
+        if hello.name is not None and hello.name != host:
+            inspector.report(
+                HttpReason.HOST_MISMATCH,
+                f"Cut: the connection is to {host}, its TLS handshake names {hello.name[:253]}.",
+            )
+            hello_protocols: tuple[str, ...] = ()
+        else:
+            hello_protocols = hello.protocols
+        server: TlsStream | None = None
+        failure = ""
+        if hello_protocols:
+            try:
+                server = await self._connect(line, host, hello_protocols)
+            except OSError as error:
+                failure = str(error)
+        protocol = (server.protocol if server else None) or "http/1.1"
+        try:
+            # A name that is not `host` gets its alert here.
+            context = self.authority.context(host, protocol)
+            inside = await accept(Rewound(stream, hello.data), context)
+        except (ssl.SSLError, OSError) as error:
+            if hello_protocols:
+                why = error.reason if isinstance(error, ssl.SSLError) else error
+                inspector.report(
+                    HttpReason.CLIENT_TLS,
+                    f"The program ended the TLS handshake for {host} ({why}). If it has a list of "
+                    "authorities of its own, point it to the file in SSL_CERT_FILE.",
+                )
+            if server is not None:
+                server.abort()
+            stream.abort()
+            return
+        ready = [server] if server is not None else []
+
+        async def dial() -> ByteStream:
+            if failure:
+                raise OSError(failure)
+            return ready.pop() if ready else await self._connect(line, host, (protocol,))
+
+        try:
+            if protocol == "h2":
+                await Http2(inside, dial, inspector).serve()
+            else:
+                await Http1(inside, dial, inspector).serve()
+        finally:
+            for unused in ready:
+                unused.abort()
+
+    async def _connect(self, line: _Line, host: str, protocols: tuple[str, ...]) -> TlsStream:
+        raw = await line.dial()
+        try:
+            return await connect(raw, host, self._trust.context(protocols))
+        except ssl.SSLCertVerificationError as error:
+            raw.abort()
+            raise OSError(
+                f"the certificate of {host} was not accepted: {error.verify_message}"
+            ) from error
+        except ssl.SSLError as error:
+            raw.abort()
+            raise OSError(f"TLS with {host} failed: {error.reason}") from error
+        except TimeoutError as error:
+            raw.abort()
+            raise OSError(f"{host} did not finish its TLS handshake") from error
+        except BaseException:
+            raw.abort()
+            raise
+
+
+class _Line:
+    """The way to the server: the first connection may be made before it is known what for."""
+
+    def __init__(self, dial: Dial) -> None:
+        self._dial = dial
+        self._first: asyncio.Task[ByteStream] | None = None
+        self._said = b""
+
+    async def spoken(self) -> bool:
+        """Connect, wait, and say whether the server spoke unasked."""
+        if self._first is None:
+            self._first = asyncio.create_task(self._connected())
+        try:
+            stream = await asyncio.shield(self._first)
+            self._said = await stream.read(CHUNK_BYTES)
+        except OSError:
+            return False  # told to the program when it asks for the connection
+        return bool(self._said)
+
+    async def _connected(self) -> ByteStream:
+        return await self._dial()
+
+    async def dial(self) -> ByteStream:
+        """The connection that is there, or a new one. Raises OSError."""
+        first, self._first = self._first, None
+        if first is None:
+            return await self._dial()
+        return Rewound(await first, self._said)
+
+    async def close(self) -> None:
+        """Close the connection that nobody took."""
+        first, self._first = self._first, None
+        if first is None:
+            return
+        first.cancel()
+        for stream in await asyncio.gather(first, return_exceptions=True):
+            if not isinstance(stream, BaseException):
+                stream.abort()
