@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -86,8 +87,52 @@ async def serve_stdio(handler: Callable[[Session], Handler]) -> None:
             loop.remove_signal_handler(number)
 
 
-async def serve_tools(policy: Policy, workspace: Path, servers: Sequence[ServerSpec] = ()) -> None:
-    """Serve the built-in tools, and those of `servers` behind them, on stdin and stdout.
+async def serve_http(
+    handler: Callable[[Session], Handler], host: str, port: int, token: str,
+    started: Callable[[int], None] = lambda port: None,
+) -> None:  # fmt: skip
+    """Serve on `http://host:port/mcp` until SIGTERM or SIGINT, or the caller is cancelled.
+
+    Args:
+        handler: Serves a session.
+        host, port: Port 0 takes a free one.
+        token: What clients must present as a bearer token; "" asks for none.
+        started: Told the port once connections are taken.
+    """
+    import socket
+
+    import uvicorn
+
+    from .http import HttpServer
+
+    listener = socket.create_server(
+        (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+    )
+    number = listener.getsockname()[1]
+    names = {host if ":" not in host else f"[{host}]", "127.0.0.1", "localhost", "[::1]"}
+    application = HttpServer(handler, {f"{name}:{number}" for name in names}, token)
+    config = uvicorn.Config(
+        application, log_level="error", lifespan="off", ws="none", access_log=False,
+        timeout_graceful_shutdown=2, server_header=False,
+    )  # fmt: skip
+    started(number)
+    try:
+        await uvicorn.Server(config).serve([listener])
+    finally:
+        listener.close()
+        await application.aclose()
+
+
+async def serve_tools(
+    policy: Policy, workspace: Path, servers: Sequence[ServerSpec] = (), *,
+    http: tuple[str, int, str] | None = None,
+) -> None:  # fmt: skip
+    """Serve the built-in tools, and those of `servers` behind them.
+
+    Args:
+        policy, workspace: Of the built-in tools.
+        servers: What else is served.
+        http: Host, port and bearer token; None serves on stdin and stdout.
 
     Raises:
         PolicyError: a server's profile cannot be used.
@@ -119,7 +164,14 @@ async def serve_tools(policy: Policy, workspace: Path, servers: Sequence[ServerS
                 ),
             ])  # fmt: skip
 
-        await serve_stdio(handler)
+        if http is None:
+            await serve_stdio(handler)
+        else:
+            await serve_http(handler, *http, started=_say)
+
+
+def _say(port: int) -> None:
+    print(f"purple: listening on port {port}, path /mcp", file=sys.stderr, flush=True)
 
 
 def _both(outer: Policy, own: Policy) -> Policy:

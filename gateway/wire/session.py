@@ -122,6 +122,7 @@ class Exchange:
         self.quiet: set[str] = set()  # notifications that are not sent on
         self.bound = True  # whether a request of the client's waits for this exchange
         self.final: Message | None = None
+        self.key: object = id  # in the session; ids of stateless requests may be equal
 
     @property
     def meta(self) -> Message:
@@ -199,11 +200,11 @@ class Session:
         self.principal = principal
         self.sink = sink
         self.client: Client | None = None
-        self.pinned = True  # to one era
+        self.has_streams = False  # HTTP: each request has a stream of its own
         self.negotiated = ""
         self.asks = Asks()
         self._handler = handler(self)
-        self._exchanges: dict[Id, Exchange] = {}
+        self._exchanges: dict[object, Exchange] = {}
         self._parked: dict[str, Exchange] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._clear: list[Callable[[], None]] = []
@@ -222,13 +223,19 @@ class Session:
         for one in message if isinstance(message, list) else (message,):
             self.receive(one, sink)
 
-    def receive(self, message: Message, sink: Sink) -> Exchange | None:
-        """Take one message; returns the exchange where it is a request that is being served."""
+    def receive(self, message: Message, sink: Sink, *, stateless: bool = False) -> Exchange | None:
+        """Take one message; returns the exchange where it is a request that is being served.
+
+        Args:
+            message: As decoded.
+            sink: Where its answer and what belongs to it go.
+            stateless: Its id is its own (HTTP, modern): others may have the same one.
+        """
         method = message.get("method")
         if method is None:
             self.asks.settle(message)
         elif "id" in message:
-            return self._requested(message, sink)
+            return self._requested(message, sink, stateless)
         else:
             self._notified(method, message.get("params"))
         return None
@@ -252,24 +259,26 @@ class Session:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._handler.aclose()
 
-    def _requested(self, message: Message, sink: Sink) -> Exchange | None:
+    def _requested(self, message: Message, sink: Sink, stateless: bool) -> Exchange | None:
         id: Id = message["id"]
         if self.client is None and message["method"] == "ping":
             self.send(jsonrpc.result(id, {}), sink)
             return None
         try:
-            if id in self._exchanges:
+            if id in self._exchanges and not stateless:
                 raise RpcError(jsonrpc.INVALID_REQUEST, "Invalid request: this id is in use")
             if len(self._tasks) >= MAX_IN_FLIGHT:
                 raise RpcError(jsonrpc.OVERLOADED, f"Over {MAX_IN_FLIGHT} requests in flight")
             client = self._admit(message["method"], object_of(message.get("params")))
             exchange = Exchange(self, id, message, client, sink)
+            if stateless:
+                exchange.key = object()
             if parked := self._retried(exchange):
                 return parked
         except RpcError as problem:
             self.send(jsonrpc.error(id, problem.error), sink)
             return None
-        self._exchanges[id] = exchange
+        self._exchanges[exchange.key] = exchange
         task = exchange.task = asyncio.get_running_loop().create_task(self._serve(exchange))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -343,12 +352,12 @@ class Session:
             self.send(jsonrpc.error(exchange.id, text), exchange.sink)
 
     def _forget(self, exchange: Exchange) -> None:
-        if self._exchanges.get(exchange.id) is exchange:
-            del self._exchanges[exchange.id]
+        if self._exchanges.get(exchange.key) is exchange:
+            del self._exchanges[exchange.key]
 
     def _notified(self, method: str, params: Message | None) -> None:
         if method == "notifications/cancelled":
-            exchange = self._exchanges.get(object_of(params).get("requestId"))  # type: ignore[arg-type]
+            exchange = self._exchanges.get(object_of(params).get("requestId"))
             if exchange is not None and params is not None and exchange.method != "initialize":
                 self._cancel(exchange, params)
         elif method == "notifications/progress" and self.asks.progressed(object_of(params)):
@@ -439,8 +448,8 @@ class Session:
             )
             raise RpcError(jsonrpc.INVALID_PARAMS, text)
         parked.id, parked.sink, parked.token = exchange.id, exchange.sink, exchange.token
-        parked.bound = True
-        self._exchanges[parked.id] = parked
+        parked.bound, parked.key = True, exchange.key
+        self._exchanges[parked.key] = parked
         if parked.final is not None:
             self._finish(parked, parked.final)
         else:

@@ -24,7 +24,7 @@ from ..calls import Calls, Version
 from . import eras, jsonrpc, tracing
 from .acts import ACTING, act
 from .jsonrpc import Id, Message, RpcError, list_of, object_of
-from .session import LOG_LEVEL, MODERN_VERSIONS, SUBSCRIPTION, Asks, Client, Exchange, Session
+from .session import LOG_LEVEL, MODERN_VERSIONS, SUBSCRIPTION, Asks, Client, Exchange, Session, Sink
 from .stdio import HIGH_WATER_BYTES, Pipe
 
 # Runs the server on the three descriptors until it ends, and says how it ended; cancelled, it
@@ -82,7 +82,7 @@ class Upstream:
         self._said: Message = {}
         self._asks = Asks()
         self._asked: dict[Id, tuple[asyncio.Task[None], list[Message]]] = {}
-        self._listeners: dict[Id, tuple[Exchange, Message]] = {}
+        self._listeners: dict[object, tuple[Exchange, Message]] = {}
         self._mine: list[Exchange] = []  # in flight here, also those that are parked
         self._uris: set[str] = set()
         self._level = ""
@@ -212,7 +212,7 @@ class Upstream:
         if uris:
             honored["resourceSubscriptions"] = uris
         meta = {SUBSCRIPTION: exchange.id}
-        self._listeners[exchange.id] = exchange, honored
+        self._listeners[exchange.key] = exchange, honored
         acknowledged = {"notifications": honored, "_meta": meta}
         exchange.emit(
             jsonrpc.notification("notifications/subscriptions/acknowledged", acknowledged)
@@ -220,7 +220,7 @@ class Upstream:
         try:
             await asyncio.Event().wait()  # until it is cancelled, or the session ends
         finally:
-            self._listeners.pop(exchange.id, None)
+            self._listeners.pop(exchange.key, None)
         return {"_meta": meta}
 
     async def _to_modern(self, exchange: Exchange, method: str, params: Message | None) -> Any:
@@ -447,9 +447,9 @@ class Upstream:
                 if method == "notifications/subscriptions/acknowledged":
                     return
                 params = eras.without_subscription(params)
-            self._session.send(jsonrpc.notification(method, params))
+            self._session.send(jsonrpc.notification(method, params), self._stream())
         elif client.era == "legacy":
-            self._session.send(jsonrpc.notification(method, params))
+            self._session.send(jsonrpc.notification(method, params), self._stream())
         elif method == "notifications/message":
             for exchange in reversed(self._mine):
                 if eras.loud_enough((params or {}).get("level"), exchange.meta.get(LOG_LEVEL)):
@@ -460,6 +460,12 @@ class Upstream:
                 if eras.heard(filters, method, params):
                     meta = {**object_of((params or {}).get("_meta")), SUBSCRIPTION: exchange.id}
                     exchange.emit(jsonrpc.notification(method, {**(params or {}), "_meta": meta}))
+
+    def _stream(self) -> Sink | None:
+        """Where what belongs to no request goes: over HTTP the stream of the newest request."""
+        if self._session.has_streams and self._mine and self._mine[-1].bound:
+            return self._mine[-1].sink
+        return None
 
     async def _questioned(self, message: Message, reasons: list[Message]) -> None:
         """Answer a request of the server's."""
@@ -491,8 +497,9 @@ class Upstream:
         self, client: Client, method: str, reasons: list[Message], params: Message | None
     ) -> Any:
         if client.era == "legacy":
+            origin = self._mine[-1] if self._mine and self._session.has_streams else None
             return await self._session.ask(
-                method, params, None, reason=lambda: reasons[-1] if reasons else None,
+                method, params, origin, reason=lambda: reasons[-1] if reasons else None,
                 progress=lambda said: self._send(
                     jsonrpc.notification("notifications/progress", said)
                 ),
