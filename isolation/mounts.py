@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from . import libc
 from .errors import SetupError
 from .guard import Marks
-from .plan import DEVICES, HOME, Plan
+from .plan import AUTHORITY, BUNDLES, DEVICES, HOME, TRUSTED, Plan
 
 _STAGE = "/tmp"
 _BIND_READ_ONLY = libc.MOUNT_ATTR_RDONLY | libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
@@ -84,11 +84,31 @@ def build_root(plan: Plan, *, owner_id: int | None) -> None:
         os.makedirs(os.path.dirname(_STAGE + path), exist_ok=True)
         if not os.path.lexists(_STAGE + path):
             os.symlink(target, _STAGE + path)
+    if plan.authority:
+        _add_authority(plan.authority)
     os.makedirs(f"{_STAGE}/.old", exist_ok=True)
     libc.pivot_root(_STAGE, f"{_STAGE}/.old")
     os.chdir("/")
     libc.umount2("/.old", libc.MNT_DETACH)
     os.rmdir("/.old")
+
+
+def _add_authority(certificate: str) -> None:
+    """Let the view trust `certificate`: a bundle of its own, laid over the host's in the view."""
+    host = next((path for path in BUNDLES if os.path.isfile(path)), None)
+    trusted = ""
+    if host is not None:
+        with open(host) as file:
+            trusted = file.read()
+    os.makedirs(os.path.dirname(_STAGE + TRUSTED), exist_ok=True)
+    for path, text in ((TRUSTED, f"{trusted}\n{certificate}"), (AUTHORITY, certificate)):
+        with open(_STAGE + path, "w") as file:
+            file.write(text)
+        os.chmod(_STAGE + path, 0o444)
+    for path in BUNDLES:
+        # Not through a link: its target is mounted over itself, or is not in the view.
+        if os.path.realpath(path) == path and os.path.isfile(_STAGE + path):
+            _attach(_tree(_STAGE + TRUSTED, _BIND_READ_ONLY), _STAGE + path)
 
 
 def mount_proc(*, held_by_landlock: bool) -> None:

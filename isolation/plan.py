@@ -80,12 +80,40 @@ ETC = [
     "xattr.conf",
 ]
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt")
+# Where distributions keep the bundle of the authorities that they trust; the first wins, as in Go's
+# crypto/x509/root_linux.go.
+BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+# Of a sandbox with an authority of its own: the host's bundle with it, and it alone.
+TRUSTED, AUTHORITY = "/run/purple/ca-bundle.crt", "/run/purple/ca.crt"
+# Variables by which programs are told of a bundle that takes the place of theirs.
+TRUST_VARIABLES = (
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "PIP_CERT",
+    "AWS_CA_BUNDLE",
+    "CARGO_HTTP_CAINFO",
+    "DENO_CERT",
+    "NIX_SSL_CERT_FILE",
+    "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
+)
 DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that is built before a command is known. Paths are absolute host paths."""
+    """Everything that is built before a command is known. Paths are absolute host paths.
+
+    `authority` is a certificate, PEM, that programs inside trust beside the host's; "" adds none.
+    """
 
     system: tuple[str, ...]
     read: tuple[str, ...]
@@ -99,6 +127,7 @@ class Plan:
     cpu_cores: float | None
     processes: int | None
     open_files: int | None
+    authority: str = ""
 
     def to_json(self) -> bytes:
         """For the wire to the keeper."""
@@ -119,12 +148,20 @@ class Plan:
         return base64.b64decode(self.seccomp)
 
 
-def compile_plan(policy: Policy, workspace: Path | None) -> Plan:
+def compile_plan(
+    policy: Policy,
+    workspace: Path | None,
+    *,
+    authority: str = "",
+    placeholders: Mapping[str, str] | None = None,
+) -> Plan:
     """Resolve `policy` on this host.
 
     Args:
         policy: What is allowed.
         workspace: Directory that the sandbox sees at its own path; None gives it none.
+        authority: Certificate, PEM, that programs inside trust, too; "" for none.
+        placeholders: Variables that stand for credentials; they win over all others.
 
     Raises:
         SetupError: the workspace or a granted path does not exist, or the system-call list does
@@ -174,7 +211,13 @@ def compile_plan(policy: Policy, workspace: Path | None) -> Plan:
         workspace_writable=mode == "write",
         tmp_bytes=policy.filesystem.tmp_bytes,
         seccomp=base64.b64encode(program).decode(),
-        environment=_environment(policy),
+        environment={
+            **_environment(policy),
+            **(dict.fromkeys(TRUST_VARIABLES, TRUSTED) if authority else {}),
+            **({"NODE_EXTRA_CA_CERTS": AUTHORITY} if authority else {}),
+            **(placeholders or {}),
+        },
+        authority=authority,
         memory_bytes=resources.memory_bytes,
         cpu_cores=resources.cpu_cores,
         processes=resources.processes,

@@ -15,22 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ..plan import BUNDLES
 from .ca import Authority
 
 CHUNK_BYTES = 256 << 10
 HANDSHAKE_SECONDS = 30.0
 _MAX_HELLO_BYTES = 64 << 10  # a ClientHello with post-quantum key shares is under 4 kB
-
-# Where distributions keep the bundle of the authorities that they trust; the first wins, as in Go's
-# crypto/x509/root_linux.go.
-BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/tls/cacert.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-)
 
 
 class ByteStream(Protocol):
