@@ -1,4 +1,4 @@
-"""The life of a tool call: received → decided → approved → run → screened → recorded → returned.
+"""The life of a tool call: received → canonical → decided → approved → run → screened → recorded → returned.
 
 Every call takes this path and leaves one record, however it ends; a built-in tool and a tool of a
 server behind the gateway differ only in the `Run` that carries it out. Nothing in a call's arguments
@@ -16,10 +16,13 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from ..isolation import Engine
-from ..policies import Decision, Policy, decide
+from ..policies import CanonicalError, Decision, Place, Policy, Rules
+from ..policies.rules import ambiguous
 from .approvals.question import Asker
 from .audit import AuditLog, spans
 from .audit.record import recorded_arguments
@@ -34,6 +37,17 @@ class Version:
 
     policy: Policy
     engine: Engine
+
+    @cached_property
+    def rules(self) -> Rules:
+        """The policy's rules, compiled once; paths of calls begin in the engine's workspace."""
+        asked = self.engine.workspace
+        if asked is None or self.policy.filesystem.workspace == "none":
+            return Rules(self.policy, Place(home=str(Path.home())))
+        workspace, spelled = str(asked.resolve()), str(asked.absolute())
+        aliases = (spelled,) if spelled != workspace else ()
+        place = Place(workspace=workspace, home=str(Path.home()), aliases=aliases)
+        return Rules(self.policy, place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,14 +220,10 @@ class Calls:
         Raises:
             OSError: the record cannot be written; nothing has run.
         """
-        policy = version.policy
         if problem is not None:
             decision = Decision(effect="deny", reason=problem.reason, rule=problem.rule)
         else:
-            decision = decide(
-                policy, tool=call.tool, args=call.arguments, server=call.server,
-                client=call.client, session=call.session,
-            )  # fmt: skip
+            call, decision = _judge(call, version)
         with spans.tool_call(call.tool):
             call = replace(call, call_id=self._begin(call, decision, version))
             started = time.monotonic()
@@ -273,7 +283,7 @@ class Calls:
         rule = f"rule {decision.rule} of policy {version.policy.name}"
         if decision.effect == "deny":
             text = f"Denied by {rule}: {decision.reason}"
-            return Refusal(reason=Reason.POLICY_DENIED, rule=decision.rule, text=text)
+            return Refusal(reason=Reason(decision.code), rule=decision.rule, text=text)
         if self._approver is None:
             text = (
                 "Refused: this needs a person's approval, and nobody can be asked here "
@@ -289,6 +299,19 @@ class Calls:
             reason=approval.reason, rule=decision.rule, text=text,
             retry_seconds=approval.retry_seconds,
         )  # fmt: skip
+
+
+def _judge(call: Call, version: Version) -> tuple[Call, Decision]:
+    """The call with canonical arguments, and what the rules say of it."""
+    rules = version.rules
+    try:
+        request = rules.request(
+            tool=call.tool, arguments=call.arguments, server=call.server, client=call.client,
+            session=call.session,
+        )  # fmt: skip
+    except CanonicalError as error:
+        return call, ambiguous(error)
+    return replace(call, arguments=request.arguments), rules.decide(request)
 
 
 def _refused(refusal: Refusal) -> Ran:

@@ -10,6 +10,9 @@ class Reason(StrEnum):
 
     COMPLETED = "completed"
     POLICY_DENIED = "policy_denied"
+    RULE_FAILED = "rule_failed"
+    ARGUMENTS_AMBIGUOUS = "arguments_ambiguous"
+    FLOW_DENIED = "flow_denied"
     APPROVAL_REQUIRED = "approval_required"
     APPROVAL_DENIED = "approval_denied"
     APPROVAL_TIMED_OUT = "approval_timed_out"

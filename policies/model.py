@@ -13,6 +13,7 @@ from .units import parse_bytes, parse_seconds
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds)]
 Effect = Literal["allow", "ask", "deny"]
+ArgumentKind = Literal["read", "write", "path", "url", "command"]
 LayerName = Literal[
     "namespaces", "mounts", "capabilities", "landlock", "seccomp", "cgroup", "network"
 ]
@@ -139,10 +140,15 @@ class ToolRule(_Section):
 
 
 class Tools(_Section):
-    """First deny, then ask, then allow; nothing matched: `default`."""
+    """First deny, then ask, then allow; nothing matched: `default`.
+
+    `arguments` says of other servers' tools which argument (dotted) is a path, URL or command, so
+    that rules see it canonical: `{"github__*": {url: url, "target.path": read}}`.
+    """
 
     default: Effect = "allow"
     rules: tuple[ToolRule, ...] = ()
+    arguments: dict[str, dict[str, ArgumentKind]] = {}
 
 
 class Audit(_Section):

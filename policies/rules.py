@@ -1,37 +1,246 @@
-"""Tool-call rules: (tool, server, arguments) → Decision. Pure."""
+"""Tool-call rules: (tool, server, canonical arguments, …) → Decision. Pure.
+
+Theory of operation
+    `Rules` is made once per policy. The first call of a (server, tool) picks the rules whose globs
+    fit and joins their expressions to one CEL program, a list of verdicts, so that a decision
+    converts the facts once and costs one evaluation however many rules there are. If that program
+    fails, the rules are tried one by one, only to name the one that failed: the call is denied.
+"""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from .canonical import CanonicalError, Place, path_pattern
+from .request import BUILT_IN, Request, make_request, names
+
 if TYPE_CHECKING:
-    from .model import Policy
+    from .model import Policy, ToolRule
 
 Effect = Literal["allow", "ask", "deny"]
+# The refusals among them are reason codes of the gateway, by the same spelling.
+Code = Literal[
+    "allowed", "policy_denied", "approval_required", "rule_failed", "arguments_ambiguous",
+    "flow_denied",
+]  # fmt: skip
+_CODES: dict[Effect, Code] = {
+    "allow": "allowed", "ask": "approval_required", "deny": "policy_denied"
+}  # fmt: skip
+
+_ORDER: tuple[Effect, ...] = ("deny", "ask", "allow")
+
+# What an expression may name, and what each is.
+VARIABLES = {
+    "tool": "the tool's own name",
+    "server": 'name of the server behind the gateway; "" for the built-in tools',
+    "client": "who asks",
+    "session": "of that client",
+    "args": "the arguments, canonical",
+    "workspace": 'absolute path; "" where there is none',
+    "paths": "every path that an argument names, absolute",
+    "urls": "every URL among the arguments: url, scheme, host, port, path, query, userinfo",
+    "command": "of a shell command: text, programs, invocations, redirections, opaque",
+}
+_BOUND = re.compile(r"\.\s*(?:all|exists|exists_one|existsOne|filter|map)\s*\(\s*(\w+)\s*,")
+_MOST_TOOLS = 4096  # that selections are kept for; names come from servers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """A verdict: what, why (for people and the model), and by which rule of which policy."""
+    """A verdict: what, why (for people and the model), by which rule of which policy.
+
+    Attributes:
+        code: Stable; also says whether a rule, its failure, the arguments or the flow decided.
+    """
 
     effect: Effect
     reason: str
     rule: str
+    code: Code = "allowed"
 
 
 @lru_cache(maxsize=1024)
 def compile_expression(text: str) -> Any:
-    """Compile a CEL expression. Raises `ValueError` with the parser's words."""
+    """Compile a CEL expression. Raises `ValueError`: it does not parse, or names the unknown."""
     import cel
 
     try:
-        return cel.compile(text)
+        program = cel.compile(text)
     except Exception as error:  # the library raises several kinds
         raise ValueError(f"not a CEL expression: {error}") from error
+    for name in sorted(set(program.variables()) - set(_BOUND.findall(text))):
+        if name not in VARIABLES:
+            near = difflib.get_close_matches(name, VARIABLES, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(VARIABLES)}"
+            raise ValueError(f"unknown variable {name}; {hint}")
+    return program
+
+
+class Rules:
+    """The rules of one policy, ready to judge.
+
+    Args:
+        policy: Whose `tools` these are.
+        place: Where relative paths of a call begin.
+    """
+
+    def __init__(self, policy: Policy, place: Place | None = None) -> None:
+        self.policy = policy
+        self.place = place or Place()
+        self._selected: dict[tuple[str, str], _Selection] = {}
+
+    def request(
+        self, *, tool: str, arguments: Mapping[str, Any], server: str = "", client: str = "",
+        session: str = "",
+    ) -> Request:  # fmt: skip
+        """The call with canonical arguments. Raises `CanonicalError`: such a call is refused."""
+        return make_request(
+            tool=tool, arguments=arguments, server=server, client=client, session=session,
+            place=self.place, declared=self.policy.tools.arguments,
+        )  # fmt: skip
+
+    def decide(self, request: Request) -> Decision:
+        """Judge one call: deny before ask before allow, then the default.
+
+        A rule whose expression fails, or gives anything but true or false, denies.
+        """
+        key = (request.server, request.tool)
+        selection = self._selected.get(key)
+        if selection is None:
+            if len(self._selected) >= _MOST_TOOLS:
+                self._selected.clear()
+            selection = self._selected[key] = _Selection(self.policy, request.tool, request.server)
+        return selection.decide(request)
+
+
+class _Selection:
+    """The rules that a tool of a server is judged by."""
+
+    def __init__(self, policy: Policy, tool: str, server: str) -> None:
+        self._default: Effect = policy.tools.default
+        self._fixed: list[tuple[int, ToolRule]] = []
+        self._conditional: list[tuple[int, ToolRule]] = []
+        for index, rule in enumerate(policy.tools.rules):
+            if applies(rule, tool, server):
+                group = self._fixed if rule.when.strip() == "true" else self._conditional
+                group.append((index, rule))
+        self._program: Any = None
+        self._variables: frozenset[str] = frozenset()
+        self._calls_glob = False
+        if self._conditional:
+            # A line break ends a comment that an expression may end with.
+            texts = [f"({rule.when}\n)" for _, rule in self._conditional]
+            for _, rule in self._conditional:
+                compile_expression(rule.when)
+            self._program = compile_expression("[" + ",".join(texts) + "]")
+            self._variables = frozenset(self._program.variables()) & frozenset(VARIABLES)
+            self._calls_glob = "glob" in self._program.functions()
+
+    def decide(self, request: Request) -> Decision:
+        matched = list(self._fixed)
+        if self._program is not None:
+            facts = self._facts(request)
+            try:
+                verdicts: list[Any] = self._program.execute(facts)
+            except Exception:
+                return self._failure(facts)
+            for (index, rule), verdict in zip(self._conditional, verdicts, strict=True):
+                if verdict is True:
+                    matched.append((index, rule))
+                elif verdict is not False:
+                    return _failed(index, "it is neither true nor false")
+        for effect in _ORDER:
+            hits = [(index, rule) for index, rule in matched if rule.effect == effect]
+            if hits:
+                index, rule = min(hits, key=lambda hit: hit[0])
+                return Decision(
+                    effect=effect,
+                    reason=rule.reason or f"{rule.effect} by rule",
+                    rule=f"tools.rules[{index}]",
+                    code=_CODES[effect],
+                )
+        return Decision(
+            effect=self._default, reason="no rule matched", rule="tools.default",
+            code=_CODES[self._default],
+        )  # fmt: skip
+
+    def _failure(self, facts: Any) -> Decision:
+        for index, rule in self._conditional:
+            try:
+                compile_expression(rule.when).execute(facts)
+            except Exception as error:
+                return _failed(index, f"{type(error).__name__}: {error}"[:300])
+        return _failed(self._conditional[0][0], "the rules could not be evaluated together")
+
+    def _facts(self, request: Request) -> Any:
+        facts: dict[str, Any] = {}
+        for name in self._variables:
+            if name == "args":
+                facts[name] = dict(request.arguments)
+            elif name == "command":
+                facts[name] = request.command.to_json()
+            elif name == "paths":
+                facts[name] = list(request.paths)
+            elif name == "urls":
+                facts[name] = [url.to_json() for url in request.urls]
+            elif name == "workspace":
+                facts[name] = request.place.workspace or ""
+            else:
+                facts[name] = getattr(request, name)
+        if not self._calls_glob:
+            return facts
+        import cel
+
+        def glob(text: Any, pattern: Any) -> bool:
+            return _glob(text, pattern, request.place)
+
+        context: Any = cel.Context(facts)
+        context.add_function("glob", glob)
+        return context
+
+
+def applies(rule: ToolRule, tool: str, server: str) -> bool:
+    """Whether the globs of `rule` fit a tool; its `when` is another matter.
+
+    `tool` is matched with the tool's own name and with `server__tool`. A rule that *allows* a
+    built-in tool by its name does not allow a tool of that name of another server.
+    """
+    if rule.effect == "allow" and rule.server == "*" and rule.tool in BUILT_IN and server:
+        return False
+    return fnmatchcase(server, rule.server) and any(
+        fnmatchcase(name, rule.tool) for name in names(tool, server)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _pattern(glob: str, place: Place) -> re.Pattern[str]:
+    return path_pattern(glob, place)
+
+
+def _glob(text: Any, glob: Any, place: Place) -> bool:
+    if not isinstance(text, str) or not isinstance(glob, str):
+        raise TypeError("glob(path, pattern) takes two texts")
+    return _pattern(glob, place).fullmatch(text) is not None
+
+
+def _failed(index: int, why: str) -> Decision:
+    return Decision(
+        effect="deny", reason=f"the rule could not be evaluated: {why}",
+        rule=f"tools.rules[{index}]", code="rule_failed",
+    )  # fmt: skip
+
+
+def ambiguous(error: CanonicalError) -> Decision:
+    """The refusal of a call whose arguments have no one meaning."""
+    return Decision(
+        effect="deny", reason=str(error), rule="tools.arguments", code="arguments_ambiguous"
+    )
 
 
 def decide(
@@ -42,35 +251,14 @@ def decide(
     server: str = "",
     client: str = "",
     session: str = "",
+    place: Place | None = None,
 ) -> Decision:
-    """Judge one call: deny before ask before allow, then the default.
-
-    A rule whose expression fails, or gives anything but true or false, denies.
-    """
-    facts = {
-        "tool": tool,
-        "server": server,
-        "args": dict(args),
-        "client": client,
-        "session": session,
-    }
-    matched: dict[str, Decision] = {}
-    for index, rule in enumerate(policy.tools.rules):
-        if not (fnmatchcase(tool, rule.tool) and fnmatchcase(server, rule.server)):
-            continue
-        name = f"tools.rules[{index}]"
-        try:
-            verdict = rule.when == "true" or compile_expression(rule.when).execute(facts)
-        except Exception as error:
-            return Decision(
-                effect="deny", reason=f"the rule could not be evaluated: {error}", rule=name
-            )
-        if not isinstance(verdict, bool):
-            return Decision(effect="deny", reason="the rule is neither true nor false", rule=name)
-        if verdict:
-            reason = rule.reason or f"{rule.effect} by rule"
-            matched.setdefault(rule.effect, Decision(effect=rule.effect, reason=reason, rule=name))
-    for effect in ("deny", "ask", "allow"):
-        if effect in matched:
-            return matched[effect]
-    return Decision(effect=policy.tools.default, reason="no rule matched", rule="tools.default")
+    """Judge one call under a policy that is not kept; who judges many keeps `Rules`."""
+    rules = Rules(policy, place)
+    try:
+        request = rules.request(
+            tool=tool, arguments=args, server=server, client=client, session=session
+        )
+    except CanonicalError as error:
+        return ambiguous(error)
+    return rules.decide(request)

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ...isolation import IsolationError, OperationError
+from ...policies.request import BUILT_IN
 from ..calls import Ran, text_result
 from ..reasons import Reason
 from .definition import (
@@ -36,7 +37,7 @@ async def run(call: Call, version: Version) -> Ran:
     """Do the operation of the tool's name in a sandbox."""
     policy = version.policy
     try:
-        result = await version.engine.call(call.tool, call.arguments)
+        result = await version.engine.call(call.tool, _inside(call, version))
     except OperationError as error:
         text = f"{call.tool} failed ({error.code}): {error}"
         if error.code in _OUTSIDE:
@@ -55,6 +56,15 @@ async def run(call: Call, version: Version) -> Ran:
     value: dict[str, Any] = result.value
     text = value["content"] if call.tool == "read_file" else json.dumps(value, ensure_ascii=False)
     return Ran(result=text_result(text, value), facts=facts)
+
+
+def _inside(call: Call, version: Version) -> dict[str, Any]:
+    """The arguments as judged; paths in the workspace are relative to it, as answers show them."""
+    arguments = dict(call.arguments)
+    for name in BUILT_IN[call.tool]:
+        if name in arguments:
+            arguments[name] = version.rules.place.shown(arguments[name])
+    return arguments
 
 
 def _tool(
@@ -90,7 +100,7 @@ FILES = (
             ["path"],
         ),
         outputs(
-            path=string("as asked for"),
+            path=string("as judged, relative to the workspace where it is in it"),
             content=string("the lines"),
             lines=integer("lines returned"),
             size_bytes=integer("of the whole file"),
@@ -104,7 +114,7 @@ FILES = (
         "Create a file or replace all of it; missing directories are made.",
         ({"path": _PATH, "content": string("the whole new content")}, ["path", "content"]),
         outputs(
-            path=string("as asked for"),
+            path=string("as judged, relative to the workspace where it is in it"),
             bytes_written=integer("of the file"),
             created=flag("whether it is new"),
         ),
@@ -123,7 +133,10 @@ FILES = (
             },
             ["path", "old_text", "new_text"],
         ),
-        outputs(path=string("as asked for"), replacements=integer("made")),
+        outputs(
+            path=string("as judged, relative to the workspace where it is in it"),
+            replacements=integer("made"),
+        ),
         writes(),
     ),
     _tool(
@@ -132,7 +145,7 @@ FILES = (
         "Names, kinds and sizes, sorted by name.",
         ({"path": _PATH}, []),
         outputs(
-            path=string("as asked for"),
+            path=string("as judged, relative to the workspace where it is in it"),
             entries=array(outputs(name=string(""), kind=_KIND, size_bytes=integer(""))),
             truncated=_TRUNCATED,
         ),
@@ -173,7 +186,10 @@ FILES = (
             {"source": _PATH, "destination": _PATH, "overwrite": flag("replace the destination")},
             ["source", "destination"],
         ),
-        outputs(source=string("as asked for"), destination=string("as asked for")),
+        outputs(
+            source=string("as judged, relative to the workspace where it is in it"),
+            destination=string("as judged, relative to the workspace where it is in it"),
+        ),
         writes(),
     ),
     _tool(
@@ -181,7 +197,7 @@ FILES = (
         "Delete",
         "Remove a file or link, or a directory (a full one with recursive).",
         ({"path": _PATH, "recursive": flag("a directory with all it holds")}, ["path"]),
-        outputs(path=string("as asked for"), kind=_KIND),
+        outputs(path=string("as judged, relative to the workspace where it is in it"), kind=_KIND),
         writes(),
     ),
 )

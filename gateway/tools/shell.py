@@ -58,10 +58,13 @@ async def run(call: Call, version: Version) -> Ran:
             call.progress(decoders[name].decode(data))
 
     command: str = arguments["command"]
+    asked = arguments.get("cwd")
+    cwd = version.rules.place.shown(asked) if asked else ""
+    cwd = "" if cwd == "." else cwd
     try:
         result = await version.engine.run(
             ["/bin/sh", "-c", command],
-            cwd=arguments.get("cwd", ""),
+            cwd=cwd,
             wall_seconds=arguments.get("timeout_seconds"),
             on_output=on_output,
         )

@@ -19,6 +19,7 @@ from purplebox.gateway.audit.log import entries
 from purplebox.gateway.calls import Approval, Call, Ran, Refusal, Version
 from purplebox.gateway.reasons import Reason
 from purplebox.policies import Decision, Policy, load_policy
+from purplebox.policies.model import Tools
 
 ASSISTANT = load_policy("code-assistant")
 ASKING = Policy.model_validate(
@@ -186,3 +187,34 @@ def test_a_call_is_one_span_with_decision_and_enforcement(
     begun = [entry for _, entry in entries(log) if entry and entry["event"] == "begin"]
     assert ran.context is not None
     assert begun[0]["span_id"] == trace.format_span_id(ran.context.span_id)
+
+
+def test_a_call_is_judged_run_and_recorded_in_its_canonical_form(
+    workspace: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    (workspace / "secret").mkdir()
+    (workspace / "secret" / "key").write_text("k")
+    (workspace / "a").write_text("public")
+    policy = ASSISTANT.model_copy(
+        update={"tools": Tools.model_validate({"rules": ({
+            "when": "paths.exists(p, glob(p, 'secret/**'))", "effect": "deny", "reason": "no"},)})}
+    )  # fmt: skip
+
+    async def go() -> None:
+        async with Gateway(policy, workspace, audit_log=log) as gateway:
+            for path in ("secret/key", "./x/../secret/key", f"{workspace}//secret/key", "/proc/self/cwd/secret/key"):  # fmt: skip
+                refused = await gateway.call("read_file", {"path": path})
+                assert refused.reason is Reason.POLICY_DENIED, path
+                assert "rule tools.rules[0]" in refused.text
+            control = await gateway.call("read_file", {"path": "./x/..//a"})
+            assert control.text == "public"
+            assert control.content is not None
+            assert control.content["path"] == "a"
+            strange = await gateway.call("read_file", {"path": "/dev/fd/0"})
+            assert strange.reason is Reason.ARGUMENTS_AMBIGUOUS
+
+    asyncio.run(go())
+    begun = [entry for _, entry in entries(log) if entry and entry["event"] == "begin"]
+    assert begun[1]["arguments"] == {"path": f"{workspace}/secret/key"}
+    assert begun[4]["arguments"] == {"path": f"{workspace}/a"}
