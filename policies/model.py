@@ -22,6 +22,11 @@ _ALWAYS: tuple[LayerName, ...] = (
 )  # fmt: skip
 
 
+# Each record names its policy's version, twice a call. Not a cached property: `model_copy` would
+# hand the old value on to the changed copy.
+_digests: dict[int, tuple[Policy, str]] = {}
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
 
@@ -180,8 +185,15 @@ class Policy(_Section):
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON: the policy's version, in hexadecimal."""
+        known = _digests.get(id(self))
+        if known is not None and known[0] is self:
+            return known[1]
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        value = hashlib.sha256(text.encode()).hexdigest()
+        if len(_digests) >= 64:
+            _digests.clear()
+        _digests[id(self)] = self, value
+        return value
 
     def unsupported(self) -> list[str]:
         """Keys that this version reads but cannot hold; a policy with one is refused, not bent."""

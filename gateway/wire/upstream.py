@@ -273,6 +273,9 @@ class Upstream:
     async def _open(self, client: Client) -> None:
         """Have a server that has been greeted. Raises `RpcError`."""
         opening = self._opening
+        if opening is not None and opening.done() and self._pipe is not None:
+            opening.result()
+            return
         if opening is None or (opening.done() and self._pipe is None):
             pause = self._not_before - asyncio.get_running_loop().time()
             if pause > 1.0:
