@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 from purplebox.gateway.cli import build_parser
+from purplebox.integrations.clients.commands import add_parsers
 from purplebox.policies import load_policy
 
 ROOT = Path(__file__).parents[1]
@@ -103,4 +104,4 @@ def test_commands_are_command_lines_that_exist(block: Block) -> None:
     for line in block[3].replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["purple"]:
-            build_parser().parse_args(words[1:])
+            build_parser(add_parsers).parse_args(words[1:])

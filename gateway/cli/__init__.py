@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from . import audit, doctor, profile, run, serve, wrap
 
@@ -16,8 +17,8 @@ time-out ended the command; 125 the sandbox could not be built; 126 the command 
 any other is the command's own."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def build_parser(more: Callable[[Any], None] | None = None) -> argparse.ArgumentParser:
+    """The whole command line; `more` adds the verbs of packages above this one."""
     parser = argparse.ArgumentParser(
         prog="purple",
         description="Decide, sandbox and record every tool call of an LLM agent.",
@@ -28,12 +29,16 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     for module in (serve, wrap, run, profile, audit, doctor):
         module.add_parser(verbs)
+    if more is not None:
+        more(verbs)
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, *, more: Callable[[Any], None] | None = None
+) -> int:
     """Run one verb; returns its exit status."""
-    parser = build_parser()
+    parser = build_parser(more)
     args = parser.parse_args(arguments)
     if args.version:
         from purplebox import __version__
