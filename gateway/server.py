@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -185,8 +185,16 @@ def _both(outer: Policy, own: Policy) -> Policy:
     return own.model_copy(update={"name": f"{outer.name}+{own.name}", "tools": tools})
 
 
-async def serve_wrapped(policy: Policy, workspace: Path, command: Sequence[str]) -> None:
+async def serve_wrapped(
+    policy: Policy, workspace: Path, command: Sequence[str], env: Mapping[str, str] | None = None
+) -> None:
     """Serve one tool server, in a sandbox under `policy`, with its own names and identity.
+
+    Args:
+        policy: Of its sandbox and of its calls.
+        workspace: The directory that it sees.
+        command: Starts it.
+        env: Added to the policy's environment.
 
     Raises:
         SetupError: the sandbox cannot be built, or less than the policy requires is enforced.
@@ -200,7 +208,7 @@ async def serve_wrapped(policy: Policy, workspace: Path, command: Sequence[str])
     resolve(compile_plan(policy, workspace), command, "", None)  # a good error before any client
     async with Gateway(policy, workspace) as gateway:
         version = gateway.version
-        launch = sandboxed(version.engine, command)
+        launch = sandboxed(version.engine, command, env)
         name = Path(command[0]).name
 
         def single(session: Session) -> Single:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -20,6 +21,10 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("-p", "--profile", default="mcp-server", help="name or path")
     parser.add_argument("-w", "--workspace", default=".", help="directory it sees (default: here)")
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME",
+        help="a variable of the caller's that the server gets, too (may be repeated)",
+    )  # fmt: skip
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- SERVER…")
     parser.set_defaults(handler=run)
 
@@ -39,12 +44,15 @@ def run(args: argparse.Namespace) -> int:
         policy = load_policy(args.profile, project=workspace)
     except PolicyError as error:
         return fail(str(error))
+    if missing := [name for name in args.env if name not in os.environ]:
+        return fail(f"--env {missing[0]}: there is no such variable; set it, or leave it out")
+    env = {name: os.environ[name] for name in args.env}
     from ...isolation import CommandNotFound, IsolationError
     from ..server import serve_wrapped
 
     print(f"purple: {shlex.join(command)} under {policy.name} on stdio", file=sys.stderr)
     try:
-        asyncio.run(serve_wrapped(policy, workspace, command))
+        asyncio.run(serve_wrapped(policy, workspace, command, env))
     except CommandNotFound as error:
         return fail(str(error), 126 if error.code == "EACCES" else 127)
     except IsolationError as error:

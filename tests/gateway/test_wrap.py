@@ -58,11 +58,15 @@ def parameters(workspace: Path, *command: str) -> StdioServerParameters:
         str(profile),
         "-w",
         str(workspace),
+        "--env",
+        "GRANTED",
         "--",
         *command,
     ]
     return StdioServerParameters(
-        command=sys.executable, args=args, env={**os.environ, "SECRET_OF_A_SIBLING": "s"}
+        command=sys.executable,
+        args=args,
+        env={**os.environ, "SECRET_OF_A_SIBLING": "s", "GRANTED": "g"},
     )
 
 
@@ -89,7 +93,9 @@ def test_a_wrapped_server_does_its_work_and_nothing_else(
             outside = str(tmp_path / "outside.txt")
             assert await call("read", path=outside) == (False, "ENOENT")
             assert await call("write", path="b.txt") == (False, "EROFS")
-            assert "SECRET" not in (await call("environ"))[1]
+            names_inside = (await call("environ"))[1].split()
+            assert "SECRET_OF_A_SIBLING" not in names_inside
+            assert "GRANTED" in names_inside
 
     asyncio.run(go())
     log = private_home / "state" / "purple" / "audit.jsonl"
