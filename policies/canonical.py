@@ -1,8 +1,8 @@
 """One spelling for one thing: JSON keys, paths and URLs of a call, before anything judges them.
 
-Pure: no file system is asked. What a symbolic link leads to is decided by the kernel, in the sandbox,
-which narrows a file operation to the path that was judged (narrow.py) and reports a link that leads
-elsewhere, so that the place is judged, too.
+Pure: no file system is asked. So a rule on a path judges the path that was asked for: a symbolic
+link inside the workspace can lead an allowed path to a place that the rule would have refused. What
+must not be reached belongs into `filesystem`, which the kernel holds, links or not.
 """
 
 from __future__ import annotations

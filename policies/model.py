@@ -81,12 +81,18 @@ class Resources(_Section):
 
 
 class HostRule(_Section):
-    """A host pattern, narrowed by port, method and path."""
+    """A host pattern, narrowed by port, method and path. What is left out narrows nothing, but that
+    an allow rule without `ports` means 80 and 443; an empty list is an error.
 
-    host: str
-    ports: tuple[int, ...] = ()
-    methods: tuple[str, ...] = ()
-    paths: tuple[str, ...] = ()
+    `host` is a name, `*.NAME` (one label), `**.NAME` (any depth), `**` (any name), an address or a
+    range. `addresses` are where the name may lead; without it, to public addresses only.
+    """
+
+    host: str = Field(min_length=1)
+    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(default=(), min_length=1)
+    methods: tuple[str, ...] = Field(default=(), min_length=1)
+    paths: tuple[str, ...] = Field(default=(), min_length=1)
+    addresses: tuple[str, ...] = Field(default=(), min_length=1)
 
 
 class Credential(_Section):
@@ -110,7 +116,7 @@ class Credential(_Section):
 
 
 class Network(_Section):
-    """Isolated is loopback only."""
+    """Isolated is loopback only. Otherwise `allow` is what can be reached: nothing, when empty."""
 
     isolated: bool = True
     allow: tuple[HostRule, ...] = ()

@@ -1,12 +1,9 @@
-"""The only way out of a sandbox: what leaves it is decided by name, dialled here, and counted.
+"""What may leave a sandbox, as parts: reading requests inside TLS, and credentials it never holds.
 
-Nouns: a `Gate` serves one engine. Each sandbox that runs a call has an `Account` there (its names
-and its connections). A `Flow` is one accepted connection whose destination is allowed by host and
-port; a `Handler` speaks for it (`passing` compares names and relays bytes, `inspect` reads
-requests). What is left of it is a `Connection` in the call's result.
-
-    sandbox ─TCP, any address─▶ netns.py: nft tproxy ─▶ Gate ─▶ Flow ─▶ Handler ─dial()─▶ server
-    sandbox ─DNS──────────────▶ dns.py: synthetic addresses for allowed names, else NXDOMAIN
+`inspect.Interceptor` serves one connection whose name and port are allowed (`policies.hosts`), with
+`tls` and `ca` for its two handshakes, `http1` and `http2` for its requests, `http` and `target` for
+what is admitted, `credentials` for what is put in. Nothing accepts a sandbox's connections yet: a
+policy that grants a host is refused (`Policy.unsupported`).
 """
 
 from __future__ import annotations
