@@ -228,9 +228,11 @@ class Calls:
             call = replace(call, call_id=self._begin(call, decision, version))
             started = time.monotonic()
             end: dict[str, Any] = {"reason": str(Reason.CANCELLED)}
+            is_error = True
             try:
                 ran = await self._carry_out(call, decision, version, run, problem, end)
                 end = {**end, **ran.facts, "reason": str(ran.reason)}
+                is_error = bool(ran.result.get("isError"))
                 return Outcome(
                     call_id=call.call_id, reason=ran.reason, decision=decision, result=ran.result
                 )
@@ -241,7 +243,7 @@ class Calls:
             finally:
                 end["wall_seconds"] = round(time.monotonic() - started, 4)
                 self._log.end(call.call_id, end)
-                spans.ended(end)
+                spans.ended(end, is_error=is_error)
 
     def _begin(self, call: Call, decision: Decision, version: Version) -> str:
         policy, audit = version.policy, version.policy.audit

@@ -80,11 +80,11 @@ def begun(call_id: str, policy: Policy, decision: Decision, enforcement: Enforce
     })  # fmt: skip
 
 
-def ended(end: Mapping[str, Any]) -> None:
-    """Add how a call ended: the fields of its record's second entry."""
+def ended(end: Mapping[str, Any], *, is_error: bool) -> None:
+    """Add how a call ended: the fields of its record's second entry, and MCP's `isError`."""
     reason = str(end["reason"])
     annotate({REASON: reason, EXIT_CODE: end.get("exit_code")})
-    if reason != "completed":
+    if is_error:
         annotate({ERROR_TYPE: "tool_error"})
 
 

@@ -175,10 +175,12 @@ def test_a_call_is_one_span_with_decision_and_enforcement(
     assert framework.name == "execute_tool mine"
     assert framework.attributes is not None
     assert framework.attributes["process.exit.code"] == 0
+    assert "error.type" not in framework.attributes
     assert ran.name == "execute_tool shell"
     assert ran.attributes is not None
     assert ran.attributes["gen_ai.operation.name"] == "execute_tool"
     assert ran.attributes["process.exit.code"] == 4
+    assert ran.attributes["error.type"] == "tool_error"
     assert ran.attributes["purple.enforcement.seccomp"] == "full"
     assert ran.attributes["purple.decision.effect"] == "allow"
     assert refused.attributes is not None
