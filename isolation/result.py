@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ class Result:
         memory_peak_bytes: Of the whole sandbox; None where no cgroup counts it.
         moved_aside: A sentence for each protected path that the command made; guard.py.
         value: The JSON of a file operation; None for a command.
+        narrowed: What of the policy a file operation kept; None where that was all.
     """
 
     exit_code: int | None
@@ -39,6 +41,7 @@ class Result:
     enforcement: Enforcement
     moved_aside: tuple[str, ...] = ()
     value: Any = None
+    narrowed: Mapping[str, Any] | None = None
 
     @property
     def truncated(self) -> bool:
@@ -47,7 +50,9 @@ class Result:
 
     def facts(self) -> dict[str, Any]:
         """What a record holds of it: the end and what was used, without the output."""
+        facts = {} if self.narrowed is None else {"grant": dict(self.narrowed)}
         return {
+            **facts,
             "exit_code": self.exit_code,
             "signal": self.signal,
             "cpu_seconds": self.cpu_seconds,
