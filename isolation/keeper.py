@@ -29,6 +29,7 @@ from .cgroup import Cgroup, Hierarchy
 from .descriptors import receive
 from .errors import SetupError
 from .landlock import abi_version
+from .netns import DOORS
 from .plan import ORDER_BYTES, Plan
 from .zygote import become_zygote
 
@@ -109,7 +110,7 @@ class _Keeper:
         return True
 
     def _on_zygote(self) -> bool:
-        message, fds = receive(self._zygote, 4096, 4)
+        message, fds = receive(self._zygote, 4096, 4 + DOORS)
         if not message:
             return False
         answer = json.loads(message)

@@ -21,6 +21,8 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+# <linux/in.h>
+IP_PKTINFO = 8
 # <sys/mount.h>
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 0x1000, 0x4000, 1 << 18, 1 << 19
@@ -124,23 +126,6 @@ def prctl(option: int, value: int = 0) -> int:
     zero = ctypes.c_ulong(0)
     result = _libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero)
     return _check(result, f"prctl({option}, {value})")
-
-
-class SockFprog(ctypes.Structure):
-    """`struct sock_fprog` of <linux/filter.h>."""
-
-    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
-
-
-def seccomp(program: bytes) -> None:
-    """seccomp(2), SECCOMP_SET_MODE_FILTER: for this thread and its children, for good.
-
-    Args:
-        program: `struct sock_filter`s.
-    """
-    buffer = ctypes.create_string_buffer(program, len(program))
-    fprog = SockFprog(len(program) // 8, ctypes.addressof(buffer))
-    syscall(SYS_seccomp, 1, 0, ctypes.byref(fprog), name="seccomp(SET_MODE_FILTER)")
 
 
 def capset_none() -> None:

@@ -22,6 +22,7 @@ from .descriptors import receive
 from .errors import SetupError
 from .gated import REGIONS, Arena, open_gate
 from .guard import Marks
+from .netns import DOORS
 from .plan import ORDER_BYTES, Plan
 
 
@@ -33,6 +34,8 @@ class Started:
         pidfd: Of its pid 1; readable when nothing is left of its pid namespace. pidfd_open(2).
         gate: Opened to let its command execute. gated.py.
         region: Where in the arena its command is written.
+        doors: Sockets of its way out, see netns.py; empty when it has none, or when somebody
+            has taken them.
         master: Its terminal's other side; -1 without one.
         cgroup: Where its usage is counted; None where no cgroup can be had.
         end: What the zygote reports when the command has ended; {} when the zygote is gone.
@@ -41,7 +44,9 @@ class Started:
     def __init__(self, number: int, fds: Sequence[int], region: int, cgroup: Cgroup | None) -> None:
         self.number = number
         self.pidfd, self.gate = fds[:2]
-        self.master = fds[2] if len(fds) > 2 else -1
+        self.doors = list(fds[2 : 2 + DOORS]) if len(fds) > DOORS else []
+        rest = fds[2 + len(self.doors) :]
+        self.master = rest[0] if rest else -1
         self.region = region
         self.cgroup = cgroup
         self.end: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -71,8 +76,15 @@ class Started:
             finally:
                 loop.remove_reader(self.pidfd)
 
+    def close_doors(self) -> None:
+        """Close the doors that nobody has taken: nothing is let out."""
+        for fd in self.doors:
+            os.close(fd)
+        self.doors = []
+
     def close(self) -> None:
         """Close the descriptors."""
+        self.close_doors()
         for fd in (self.pidfd, self.gate, self.master):
             if fd >= 0:
                 os.close(fd)
@@ -216,7 +228,7 @@ class Link:
 
     def _on_keeper(self) -> None:
         try:
-            message, fds = receive(self._to_keeper, 1 << 16, 3)
+            message, fds = receive(self._to_keeper, 1 << 16, 3 + DOORS)
         except ConnectionResetError:
             message, fds = b"", []
         if not message:

@@ -8,15 +8,14 @@ zygote's main thread keeps what the next sandbox needs.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
-import struct
 from typing import NoReturn
 
 from . import capabilities, landlock, libc, seccomp
 from .mounts import mount_proc
+from .netns import loopback_up
 from .plan import HOME, PRIVATE, Plan
 
 # pid 1 does nothing but wait for the end of a pipe that does not end. It is no Python, because its
@@ -45,7 +44,7 @@ def enter_namespaces(network: int | None) -> None:
     socket.sethostname("purple")
     os.umask(0o022)  # the thread's own since it has mounts of its own
     if network is None:
-        _loopback_up()
+        loopback_up()
         # Else a port that one sandbox has used would be taken for the next one's minute: tcp(7).
         with open("/proc/sys/net/ipv4/tcp_max_tw_buckets", "w") as file:
             file.write("0")
@@ -113,10 +112,3 @@ def lock_down(plan: Plan) -> None:
         write.append(plan.workspace)
     landlock.restrict_self(["/"], write)
     seccomp.load_filter(plan.bpf)
-
-
-def _loopback_up() -> None:
-    """SIOCSIFFLAGS IFF_UP on lo. netdevice(7)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        request = ctypes.create_string_buffer(struct.pack("16sh22x", b"lo", 1), 40)
-        libc.ioctl(sock.fileno(), 0x8914, request)

@@ -84,6 +84,11 @@ def build_root(plan: Plan, *, owner_id: int | None) -> None:
         os.makedirs(os.path.dirname(_STAGE + path), exist_ok=True)
         if not os.path.lexists(_STAGE + path):
             os.symlink(target, _STAGE + path)
+    for path, text in plan.files.items():
+        os.makedirs(os.path.dirname(_STAGE + path), exist_ok=True)
+        with open(_STAGE + path, "w") as file:
+            file.write(text)
+        os.chmod(_STAGE + path, 0o444)
     if plan.authority:
         _add_authority(plan.authority)
     os.makedirs(f"{_STAGE}/.old", exist_ok=True)

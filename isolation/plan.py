@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -105,6 +105,11 @@ TRUST_VARIABLES = (
     "NIX_SSL_CERT_FILE",
     "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
 )
+# What a sandbox with network resolves names by, in place of the host's.
+NETWORK_FILES = {
+    "/etc/resolv.conf": "nameserver 127.0.0.1\noptions timeout:2 attempts:2\n",
+    "/etc/hosts": "127.0.0.1 localhost purple\n::1 localhost ip6-localhost ip6-loopback\n",
+}
 DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
@@ -112,7 +117,10 @@ DEVICES = ("null", "zero", "full", "random", "urandom")
 class Plan:
     """Everything that is built before a command is known. Paths are absolute host paths.
 
-    `authority` is a certificate, PEM, that programs inside trust beside the host's; "" adds none.
+    Attributes:
+        authority: A certificate, PEM, that programs inside trust beside the host's; "" adds none.
+        network: Whether the gateway is to hold the way out of each sandbox; else there is none.
+        files: Small files of the view, by absolute path, that take the place of the host's.
     """
 
     system: tuple[str, ...]
@@ -128,6 +136,8 @@ class Plan:
     processes: int | None
     open_files: int | None
     authority: str = ""
+    network: bool = False
+    files: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def to_json(self) -> bytes:
         """For the wire to the keeper."""
@@ -142,13 +152,6 @@ class Plan:
                 fields[name] = tuple(cast(list[str], value))
         return Plan(**fields)
 
-    def shows(self, path: str) -> bool:
-        """Whether the view shows the host's own tree at `path`."""
-        roots = [*self.system, *self.read, *self.write]
-        if self.workspace is not None:
-            roots.append(self.workspace)
-        return any(path == root or path.startswith(root + "/") for root in roots)
-
     @property
     def bpf(self) -> bytes:
         """The seccomp program."""
@@ -160,7 +163,7 @@ def compile_plan(
     workspace: Path | None,
     *,
     authority: str = "",
-    placeholders: Mapping[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Plan:
     """Resolve `policy` on this host.
 
@@ -168,7 +171,7 @@ def compile_plan(
         policy: What is allowed.
         workspace: Directory that the sandbox sees at its own path; None gives it none.
         authority: Certificate, PEM, that programs inside trust, too; "" for none.
-        placeholders: Variables that stand for credentials; they win over all others.
+        variables: What the way out adds to the environment; wins over all others.
 
     Raises:
         SetupError: the workspace or a granted path does not exist, or the system-call list does
@@ -207,10 +210,14 @@ def compile_plan(
     except (ValueError, OSError) as error:
         raise SetupError(str(error)) from error
     resources = policy.resources
+    network = not policy.network.isolated
+    files = NETWORK_FILES if network else {}
     interpreters = _interpreters()
     return Plan(
         system=tuple(
-            path for path in (*SYSTEM, *(f"/etc/{n}" for n in ETC)) if os.path.lexists(path)
+            path
+            for path in (*SYSTEM, *(f"/etc/{n}" for n in ETC))
+            if path not in files and os.path.lexists(path)
         ),
         read=(*interpreters, *_granted("read", policy.filesystem.read, workspace)),
         write=_granted("write", policy.filesystem.write, workspace),
@@ -222,9 +229,11 @@ def compile_plan(
             **_environment(policy),
             **(dict.fromkeys(TRUST_VARIABLES, TRUSTED) if authority else {}),
             **({"NODE_EXTRA_CA_CERTS": AUTHORITY} if authority else {}),
-            **(placeholders or {}),
+            **(variables or {}),
         },
         authority=authority,
+        network=network,
+        files=files,
         memory_bytes=resources.memory_bytes,
         cpu_cores=resources.cpu_cores,
         processes=resources.processes,

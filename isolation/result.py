@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .enforcement import Enforcement
+
+if TYPE_CHECKING:
+    from .egress.connections import Connection
 
 Reason = Literal["exited", "signaled", "timed_out", "out_of_memory", "cancelled"]
 
@@ -24,8 +26,8 @@ class Result:
         cpu_seconds: User and system time of the whole sandbox; None where no cgroup counts it.
         memory_peak_bytes: Of the whole sandbox; None where no cgroup counts it.
         moved_aside: A sentence for each protected path that the command made; guard.py.
+        connections: What its programs connected to, or tried to; refusals say why.
         value: The JSON of a file operation; None for a command.
-        narrowed: What of the policy a file operation kept; None where that was all.
     """
 
     exit_code: int | None
@@ -40,8 +42,8 @@ class Result:
     memory_peak_bytes: int | None
     enforcement: Enforcement
     moved_aside: tuple[str, ...] = ()
+    connections: tuple[Connection, ...] = ()
     value: Any = None
-    narrowed: Mapping[str, Any] | None = None
 
     @property
     def truncated(self) -> bool:
@@ -50,9 +52,7 @@ class Result:
 
     def facts(self) -> dict[str, Any]:
         """What a record holds of it: the end and what was used, without the output."""
-        facts = {} if self.narrowed is None else {"grant": dict(self.narrowed)}
         return {
-            **facts,
             "exit_code": self.exit_code,
             "signal": self.signal,
             "cpu_seconds": self.cpu_seconds,
@@ -60,4 +60,7 @@ class Result:
             "stdout_bytes": self.stdout_bytes,
             "stderr_bytes": self.stderr_bytes,
             "moved_aside": list(self.moved_aside),
+            **(
+                {"connections": [c.to_json() for c in self.connections]} if self.connections else {}
+            ),
         }

@@ -12,7 +12,6 @@ Theory of operation
 from __future__ import annotations
 
 import asyncio
-import base64
 import dataclasses
 import json
 import os
@@ -23,21 +22,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from . import inside
+from . import fileops
 from .command import Command, not_found, resolve
 from .enforcement import Enforcement, enforcement_of
 from .errors import CommandNotFound, EnforcementError, OperationError, SetupError
 from .guard import Guard, Marks
 from .link import Link, Started
-from .links import follow
 from .plan import Plan, compile_plan
 from .pool import Pool, Ready, prepare
 from .result import Reason, Result
-from .seccomp import compile_operation_filter
 from .streams import OnOutput
 
 if TYPE_CHECKING:
-    from ..policies import Grant, Policy
+    from ..policies import Policy
+    from .egress.connections import Connection
+    from .egress.dial import Resolve
+    from .egress.gate import Egress, Gate
 
 _LEAST_READY, _MOST_READY = 2, 16
 _MAX_OPERATION_BYTES = 64 << 20
@@ -49,14 +49,24 @@ class Engine:
     Args:
         policy: What is allowed.
         workspace: Directory seen at its own path; None gives none (cwd is then HOME).
+        resolve: How the names of granted hosts are resolved; None is the host's own way.
+        trust: Certificates, PEM, by which servers may identify themselves to the gateway, beside the
+            host's own; for `tls: inspect`.
 
     Raises:
         SetupError: on entering, when the host cannot build the sandbox; says what to do.
         EnforcementError: on entering, when a layer in `policy.require` would not be full.
     """
 
-    def __init__(self, policy: Policy, workspace: Path | None) -> None:
+    def __init__(
+        self, policy: Policy, workspace: Path | None, *, resolve: Resolve | None = None,
+        trust: Sequence[Path] = (),
+    ) -> None:  # fmt: skip
         self.policy = policy
+        self._resolve = resolve
+        self._trust = tuple(trust)
+        self._egress: Egress | None = None
+        self._gates: dict[int, Gate] = {}  # by number of their sandbox
         self.workspace = workspace
         self._enforcement: Enforcement | None = None
         self._plan: Plan | None = None
@@ -83,7 +93,7 @@ class Engine:
         return self._enforcement
 
     async def __aenter__(self) -> Engine:
-        self._plan = plan = compile_plan(self.policy, self.workspace)
+        self._plan = plan = await self._compile()
         files = self.policy.filesystem
         protect = files.protect if plan.workspace_writable else ()
         self._guard = Guard(plan.workspace, files.hide, protect)
@@ -97,7 +107,7 @@ class Engine:
                     + ". Run `purple doctor`, or take the layer out of the policy's `require`."
                 )
         except BaseException:
-            await self._link.close()
+            await self._close()
             raise
         self._commands.start()
         self._operators.start()
@@ -110,7 +120,29 @@ class Engine:
         """End every sandbox, the zygote and the keeper; returns when they are gone."""
         await self._commands.aclose()
         await self._operators.aclose()
+        await self._close()
+
+    async def _close(self) -> None:
         await self._link.close()
+        for gate in self._gates.values():
+            gate.close()
+        self._gates.clear()
+        if self._egress is not None:
+            self._egress.close()
+
+    async def _compile(self) -> Plan:
+        network = self.policy.network
+        if network.isolated:
+            return compile_plan(self.policy, self.workspace)
+        from .egress.gate import Egress  # a tenth of a second that only those with network pay
+
+        self._egress = egress = await asyncio.to_thread(
+            Egress, network, resolve=self._resolve, trust=self._trust
+        )
+        return compile_plan(
+            self.policy, self.workspace, authority=egress.certificate,
+            variables=egress.environment,
+        )  # fmt: skip
 
     async def run(
         self,
@@ -144,6 +176,8 @@ class Engine:
             limit = wall_seconds if limit is None else min(limit, wall_seconds)
         pooled = not stdin
         ready = await (self._take(self._commands) if pooled else self._prepare("pipe"))
+        if not pooled:
+            self._open_gate(ready.started)
         for output in (ready.stdout, ready.stderr):
             output.keep_bytes = self.policy.resources.output_bytes
             output.on_output = on_output
@@ -155,25 +189,14 @@ class Engine:
             if pooled:
                 self._commands.done()
 
-    async def call(
-        self, operation: str, arguments: Mapping[str, Any], *, grant: Grant | None = None
-    ) -> Result:
+    async def call(self, operation: str, arguments: Mapping[str, Any]) -> Result:
         """Do a file operation (fileops.py) inside a sandbox; its JSON is `Result.value`.
 
-        Args:
-            operation: Its name.
-            arguments: As it takes them; relative paths begin in the workspace.
-            grant: What of the policy it keeps, held by the kernel (narrowing.py); None keeps all.
-                Its paths lead through no symbolic link: see `follow`.
-
         Raises:
-            OperationError: refused by the kernel (`code` is errno's name) or invalid (EINVAL);
-                ELOOP where a link has come into the way of a path of the grant.
+            OperationError: refused by the kernel (`code` is errno's name) or invalid (EINVAL).
             SetupError: the sandbox could not be built, or has no interpreter in its view.
         """
-        question = json.dumps(
-            {"operation": operation, "arguments": dict(arguments), "grant": _kept(grant)}
-        ).encode()
+        question = json.dumps({"operation": operation, "arguments": dict(arguments)}).encode()
         ready = await self._take(self._operators)
         try:
             limit = self.policy.resources.wall_seconds
@@ -193,31 +216,7 @@ class Engine:
             ) from None
         if "code" in answer:
             raise OperationError(answer["code"], answer["message"])
-        narrowed = None
-        if grant is not None:
-            narrowed = {**grant.to_json(), "landlock_abi": answer["landlock_abi"]}
-        return dataclasses.replace(
-            result, value=answer["value"], narrowed=narrowed, stdout=b"", stdout_bytes=0
-        )
-
-    def follow(self, path: str, *, last: bool = True) -> str:
-        """Where the absolute `path` leads in the sandboxes' view, symbolic links followed.
-
-        Args:
-            path: Without `..`.
-            last: Whether the last component is followed, too.
-
-        What the view does not show is not looked at, and not what a policy hides: the path is then
-        returned as it is, and the kernel decides. So is one with over 40 links.
-        """
-        followed, through = follow(self._entered, path, last=last)
-        if not through:
-            return followed
-        try:
-            hidden = self._look().hide
-        except SetupError:  # too much is hidden: no sandbox starts, and that is what is said
-            return path
-        return path if _covers(hidden, through) else followed
+        return dataclasses.replace(result, value=answer["value"], stdout=b"", stdout_bytes=0)
 
     async def run_with(
         self,
@@ -243,6 +242,7 @@ class Engine:
         tty = [i for i, fd in enumerate(fds) if os.isatty(fd)] if terminal is not None else []
         marks = self._look()
         started = await self._link.spawn(fds, marks, tty)
+        self._open_gate(started)
         began = time.monotonic()
         if terminal is not None:
             terminal(started.master)
@@ -254,10 +254,12 @@ class Engine:
             forward.cancel()
             await asyncio.shield(started.gone())
             usage = _usage(started)
+            connections = await asyncio.shield(self._close_gate(started))
             self._link.gone(started)
         moved = self._guard.move_aside(marks)
         _refused(end, argv[0])
-        return self._result(end, timed_out, usage, time.monotonic() - began, moved)
+        wall = time.monotonic() - began
+        return self._result(end, timed_out, usage, wall, moved, connections)
 
     def _look(self) -> Marks:
         try:
@@ -268,6 +270,16 @@ class Engine:
     async def _prepare(self, stdin: Literal["null", "pipe"]) -> Ready:
         return await prepare(self._link, self._look(), stdin)
 
+    def _open_gate(self, started: Started) -> None:
+        """Take its doors, before its command starts."""
+        doors, started.doors = started.doors, []
+        if self._egress is not None and doors:
+            self._gates[started.number] = self._egress.open(doors)
+
+    async def _close_gate(self, started: Started) -> tuple[Connection, ...]:
+        gate = self._gates.pop(started.number, None)
+        return await gate.aclose() if gate is not None else ()
+
     async def _take(self, pool: Pool) -> Ready:
         """One whose covers and read-only paths are those of now."""
         while (ready := await pool.take()).marks != self._look():
@@ -276,14 +288,17 @@ class Engine:
         return ready
 
     async def _make_command(self) -> Ready:
-        return await self._prepare("null")
+        ready = await self._prepare("null")
+        self._open_gate(ready.started)
+        return ready
 
     async def _make_operator(self) -> Ready:
         ready = await self._prepare("pipe")
+        ready.started.close_doors()  # a file operation has no business with the network
         ready.stdout.keep_bytes = _MAX_OPERATION_BYTES
         ready.stderr.keep_bytes = 4096
         python = os.path.realpath(sys.executable)
-        argv = [python, "-I", "-S", "-c", inside.program()]
+        argv = [python, "-I", "-S", "-c", fileops.program()]
         self._link.launch(ready.started, resolve(self._entered, argv, "", None))
         return ready
 
@@ -306,15 +321,19 @@ class Engine:
             if not started.is_gone():
                 await asyncio.shield(started.gone())
             usage = _usage(started)
+            connections = await asyncio.shield(self._close_gate(started))
             moved = self._guard.move_aside(ready.marks)
             for output in (ready.stdout, ready.stderr):
                 output.drain()
             asyncio.get_running_loop().call_soon(self._discard, ready)  # after the caller goes on
         _refused(end, name)
-        return self._result(end, timed_out, usage, time.monotonic() - began, moved, ready)
+        wall = time.monotonic() - began
+        return self._result(end, timed_out, usage, wall, moved, connections, ready)
 
     def _discard(self, ready: Ready) -> None:
         ready.started.kill()
+        if gate := self._gates.pop(ready.started.number, None):
+            gate.close()
         ready.close()
         self._link.gone(ready.started)
 
@@ -324,7 +343,7 @@ class Engine:
 
     def _result(
         self, end: Mapping[str, Any], timed_out: bool, usage: Mapping[str, Any], wall: float,
-        moved: tuple[str, ...], ready: Ready | None = None,
+        moved: tuple[str, ...], connections: tuple[Connection, ...], ready: Ready | None = None,
     ) -> Result:  # fmt: skip
         status = end.get("status")
         reason: Reason = "signaled"
@@ -345,23 +364,9 @@ class Engine:
             stderr=bytes(ready.stderr.kept) if ready else b"",
             stdout_bytes=ready.stdout.total_bytes if ready else 0,
             stderr_bytes=ready.stderr.total_bytes if ready else 0,
-            enforcement=self.enforcement, moved_aside=moved,
+            enforcement=self.enforcement, moved_aside=moved, connections=connections,
             cpu_seconds=usage.get("cpu_seconds"), memory_peak_bytes=usage.get("memory_peak_bytes"),
         )  # fmt: skip
-
-
-def _kept(grant: Grant | None) -> dict[str, Any] | None:
-    """A grant for narrowing.py; None keeps all."""
-    if grant is None or grant.scope != "call":
-        return None
-    program = compile_operation_filter(writes=bool(grant.write), connects=bool(grant.hosts))
-    return {
-        "read": grant.read, "write": grant.write, "filter": base64.b64encode(program).decode()
-    }  # fmt: skip
-
-
-def _covers(hidden: Sequence[str], paths: Sequence[str]) -> bool:
-    return any(p == h or p.startswith(h + "/") for p in paths for h in hidden)
 
 
 async def _end(started: Started, limit: float | None) -> tuple[dict[str, Any], bool]:

@@ -15,6 +15,7 @@ from .gated import GatedProcess, last_pid, unknown_child
 from .guard import Marks
 from .lockdown import await_pid_1, enter_namespaces, fork_pid_1, lock_down
 from .mounts import mount_private, seal_root
+from .netns import open_doors
 from .plan import Plan
 
 
@@ -86,6 +87,7 @@ class Slot:
         number: The gateway's name for it.
         command, pid_1: Pids in the zygote's namespace; 0 before they exist.
         network: Descriptor of its network namespace; -1 before it exists.
+        doors: Descriptors of its way out, for the gateway; empty when it has none. netns.py.
         error: Why it could not be prepared; "" when it was.
         code: What posix_spawn returned: 0, or the errno of execve.
     """
@@ -104,6 +106,7 @@ class Slot:
         self._fds = fds
         self._address = address
         self.network = -1
+        self.doors: list[int] = []
         self._master = self._inner = -1
         self._gated: GatedProcess | None = None
         self._births: Births | None = None
@@ -118,6 +121,8 @@ class Slot:
             enter_namespaces(network)
             own = f"/proc/self/task/{threading.get_native_id()}/ns/net"
             self.network = os.open(own, os.O_RDONLY | os.O_CLOEXEC) if network is None else network
+            if plan.network:
+                self.doors = open_doors()
             mount_private(plan, self._marks)
             with births.turn():
                 self.pid_1, report = fork_pid_1(plan)
@@ -158,9 +163,10 @@ class Slot:
             os.close(fd)
 
     def handed_out(self) -> list[int]:
-        """Descriptors for the keeper: pidfds of pid 1 and command, gate, and terminal's master."""
+        """Descriptors for the keeper: pidfds of pid 1 and command, gate, doors, and terminal's master."""
         assert self._gated is not None
-        return [*self.pidfds, self._gated.gate, *([self._master] if self._master >= 0 else [])]
+        master = [self._master] if self._master >= 0 else []
+        return [*self.pidfds, self._gated.gate, *self.doors, *master]
 
     def forward(self, number: int) -> None:
         """Send a signal to the command's process group."""
@@ -213,6 +219,13 @@ class Slot:
         for fd in (self._master, self._inner):
             if fd >= 0:
                 os.close(fd)
+        self.close_doors()
+
+    def close_doors(self) -> None:
+        """Close our copies of the doors: from now on they are the gateway's alone."""
+        for fd in self.doors:
+            os.close(fd)
+        self.doors = []
 
     def report(self) -> dict[str, Any]:
         """What the gateway hears when the command has ended. Call once."""

@@ -23,8 +23,10 @@ import threading
 
 from . import capabilities, libc
 from .descriptors import receive
+from .errors import SetupError
 from .gated import Arena, region_address
 from .mounts import build_root
+from .netns import probe_doors
 from .plan import ORDER_BYTES, UNUSED_ID, Plan
 from .slot import Births, Slot
 from .watcher import Watcher
@@ -126,6 +128,8 @@ class Zygote:
         for channel in (self._keeper, self._gateway):
             self._epoll.register(channel, select.EPOLLIN)
         self._epoll.register(self._births.fd, select.EPOLLIN)
+        if self._plan.network and (problem := probe_doors()):
+            raise SetupError(problem)
         self._keeper.send(json.dumps({"arena": self._arena.address}).encode())
         while True:
             for fd, _ in self._epoll.poll(self._patience()):
@@ -174,6 +178,7 @@ class Zygote:
                 self._epoll.register(fd, select.EPOLLIN)
             answer = {"forked": slot.number}
             socket.send_fds(self._keeper, [json.dumps(answer).encode()], slot.handed_out())
+            slot.close_doors()
 
     def _on_gateway(self) -> None:
         message = self._gateway.recv(256)
@@ -193,5 +198,12 @@ class Zygote:
         if slot.over:
             del self._slots[slot.number]
             if slot.network >= 0:
-                self._networks.append(slot.network)
+                self._recycle(slot.network)
             slot.release()
+
+    def _recycle(self, network: int) -> None:
+        """Keep a network namespace for the next sandbox, if nothing of the last one is in it."""
+        if self._plan.network:
+            os.close(network)  # the gateway may still hold connections in it
+        else:
+            self._networks.append(network)

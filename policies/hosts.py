@@ -41,10 +41,9 @@ class Why(StrEnum):
     CREDENTIAL_MISUSED = "credential_misused"
     BYTES_OUT = "bytes_out"
     TOO_MANY_CONNECTIONS = "too_many_connections"
-    NO_CALL = "no_call"  # nothing runs in that sandbox
     UNRESOLVED = "unresolved"
     UPSTREAM_FAILED = "upstream_failed"
-    UPSTREAM_CERTIFICATE = "upstream_certificate"
+    CLIENT_TLS = "client_tls_failed"  # the program did not finish its handshake with the gate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,6 +126,30 @@ class Network(_Section):
     listen: tuple[int, ...] = ()
     credentials: tuple[Credential, ...] = ()
 
+    def contradictions(self) -> list[str]:
+        """Sentences about keys that cannot mean what they say together; such a policy is refused."""
+        said: list[str] = []
+        if self.isolated and (self.allow or self.listen or self.credentials):
+            said.append(
+                "network.isolated is true, so network.allow, listen and credentials grant nothing; "
+                "set network.isolated: false or remove them"
+            )
+        if self.tls == "pass":
+            looking = [
+                f"network.{key}[{i}]"
+                for key, rules in (("allow", self.allow), ("deny", self.deny))
+                for i, rule in enumerate(rules)
+                if rule.methods or rule.paths
+            ]
+            if self.credentials:
+                looking.append("network.credentials")
+            if looking:
+                said.append(
+                    f"{', '.join(looking)}: requests inside TLS can be seen with network.tls: inspect "
+                    "only; set it, or remove methods, paths and credentials"
+                )
+        return said
+
 
 class Devices(_Section):
     """Device nodes beyond /dev/null and its like."""
@@ -208,13 +232,11 @@ class Policy(_Section):
             (bool(self.capabilities.keep), "capabilities.keep"),
             (self.resources.disk_bytes is not None, "resources.disk"),
             (self.resources.io_bytes_per_second is not None, "resources.io"),
-            (not self.network.isolated, "network.isolated: false"),
-            (bool(self.network.allow), "network.allow"),
             (bool(self.network.listen), "network.listen"),
-            (bool(self.network.credentials), "network.credentials"),
             (self.devices.gpu != "none", "devices.gpu"),
             (bool(self.flow), "flow"),
         )
-        return [
+        said = [
             f"{key} is not enforced by this version; remove it" for present, key in found if present
         ]
+        return [*said, *self.network.contradictions()]

@@ -32,6 +32,8 @@ POLICY, POLICY_VERSION = "purple.policy.name", "purple.policy.version"
 EFFECT, RULE, REASON = "purple.decision.effect", "purple.decision.rule", "purple.reason"
 CALL_ID, EXIT_CODE = "purple.call.id", "process.exit.code"
 ENFORCEMENT = "purple.enforcement."
+CONNECTION = "purple.connection"
+_MOST_EVENTS = 64
 
 _serving: contextvars.ContextVar[bool] = contextvars.ContextVar("purple.serving", default=False)
 _tracer = trace.get_tracer("purplebox")
@@ -86,6 +88,21 @@ def ended(end: Mapping[str, Any], *, is_error: bool) -> None:
     annotate({REASON: reason, EXIT_CODE: end.get("exit_code")})
     if is_error:
         annotate({ERROR_TYPE: "tool_error"})
+    span = trace.get_current_span()
+    if span.is_recording():
+        for connection in end.get("connections", ())[:_MOST_EVENTS]:
+            span.add_event(CONNECTION, _connection(connection))
+
+
+def _connection(said: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """A connection of the record as attributes: the conventions' for server and peer, ours."""
+    names = {
+        "name": "server.address", "port": "server.port", "address": "network.peer.address",
+        "via": "purple.connection.via", "rule": "purple.connection.rule",
+        "reason": "purple.connection.reason", "bytes_out": "purple.connection.bytes_out",
+        "bytes_in": "purple.connection.bytes_in", "seconds": "purple.connection.seconds",
+    }  # fmt: skip
+    return {ours: said[key] for key, ours in names.items() if key in said}
 
 
 def identity() -> dict[str, str]:

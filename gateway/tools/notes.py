@@ -16,6 +16,7 @@ _NETWORK = re.compile(
 _ABSENT = re.compile(
     r"No such file or directory|Permission denied|cannot access|Operation not permitted"
 )
+_MOST_CONNECTIONS = 10
 _READ_ONLY = re.compile(r"Read-only file system")
 _OUTSIDE = re.compile(
     r"(?:^|[\s=:'\"(])((?:~|\$HOME|/(?:home|root|etc|var|mnt|srv|run|sys|boot))(?:/[\w.@+-]+)+)"
@@ -46,6 +47,7 @@ def notes(command: str, result: Result, policy: Policy) -> list[str]:
             f"Stopped: that place is read-only (rules filesystem.write and filesystem.protect of "
             f"policy {name}). Write inside the workspace or /tmp."
         )
+    said += connections(result, policy)
     said += moved_aside(result, policy)
     if result.reason == "timed_out":
         said.append(
@@ -59,6 +61,18 @@ def notes(command: str, result: Result, policy: Policy) -> list[str]:
             f"Output cut: {total} bytes were written (rule resources.output_limit of policy {name}); "
             "redirect it to a file and read parts."
         )
+    return said
+
+
+def connections(result: Result, policy: Policy) -> list[str]:
+    """A sentence for each connection of a call that was refused or failed, the first ten."""
+    refused = [c for c in result.connections if c.reason]
+    said = [
+        f"Stopped: {c.text} ({c.reason}{f', rule {c.rule}' if c.rule else ''}; policy {policy.name})"
+        for c in refused[:_MOST_CONNECTIONS]
+    ]
+    if more := len(refused) - len(said):
+        said.append(f"{more} more connections were stopped; the record has them.")
     return said
 
 

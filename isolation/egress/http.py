@@ -10,9 +10,9 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Literal, Protocol
 
+from ...policies.hosts import Why
 from .credentials import Cover, Headers, Search, Secret, Vault
 from .target import (
     METHOD_OVERRIDES,
@@ -29,20 +29,6 @@ _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"proxy-authorization",
      b"proxy-authenticate", b"te", b"upgrade", b"http2-settings")
 )  # fmt: skip
-
-
-class HttpReason(StrEnum):
-    """Why a request was not sent on; in replies, records and tests."""
-
-    NOT_ALLOWED = "request_not_allowed"
-    HOST_MISMATCH = "host_mismatch"
-    AMBIGUOUS = "request_ambiguous"
-    FORBIDDEN_METHOD = "method_forbidden"
-    PLACEHOLDER_MISPLACED = "placeholder_misplaced"
-    UPSTREAM_FAILED = "upstream_failed"
-    MALFORMED = "request_malformed"
-    CLIENT_TLS = "client_tls_failed"
-    NOT_HTTP = "protocol_not_inspectable"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +98,7 @@ class Refused:
     """Why a request did not go out, for the program that made it, the model and the record."""
 
     status: int
-    reason: HttpReason
+    reason: Why
     rule: str
     text: str
 
@@ -191,14 +177,14 @@ class Inspector:
         try:
             return self._admit(request, authorities)
         except TargetError as error:
-            return self._refused(400, HttpReason.AMBIGUOUS, "http", f"Refused: {error}.")
+            return self._refused(400, Why.REQUEST_INVALID, "http", f"Refused: {error}.")
 
     def _admit(self, request: Request, authorities: Sequence[bytes]) -> Admitted | Refused:
         origin, method, target = self.origin, request.method, request.target
         if not _TOKEN.fullmatch(method) or method in ("TRACE", "CONNECT"):
             # TRACE sends back what it gets, credentials among it.
             return self._refused(
-                405, HttpReason.FORBIDDEN_METHOD, "http", f"The method {method[:64]!r} is refused."
+                405, Why.REQUEST_NOT_ALLOWED, "http", f"The method {method[:64]!r} is refused."
             )
         names = [text.decode("latin-1") for text in authorities]
         if "://" in target.partition("?")[0] and not target.startswith("/"):
@@ -212,7 +198,7 @@ class Inspector:
         said = {(h, origin.port if p == default else p) for h, p in said}
         if not names or "" in names or said != {(origin.host, origin.port)}:
             return self._refused(
-                421, HttpReason.HOST_MISMATCH, "http",
+                421, Why.NAME_MISMATCH, "http",
                 f"Refused: this connection is to {origin.host}, the request names "
                 f"{', '.join(repr(n[:80]) for n in names) or 'no host'}.",
             )  # fmt: skip
@@ -225,7 +211,7 @@ class Inspector:
             found = self._decide(origin, asked_method, path)
             if not found.allowed:
                 return self._refused(
-                    403, HttpReason.NOT_ALLOWED, found.rule,
+                    403, Why.REQUEST_NOT_ALLOWED, found.rule,
                     f"{asked_method} {path[:200]} of {origin.host} is not allowed by rule "
                     f"{found.rule}{': ' + found.reason if found.reason else ''}. Retrying will not "
                     "help; ask the person to allow this method and path in network.allow.",
@@ -285,7 +271,7 @@ class Inspector:
     def misplaced(self, name: str) -> Refused:
         """The refusal of a request in which the placeholder of credential `name` was found."""
         return self._refused(
-            403, HttpReason.PLACEHOLDER_MISPLACED, f"network.credentials.{name}",
+            403, Why.CREDENTIAL_MISUSED, f"network.credentials.{name}",
             f"Refused: the request to {self.origin.host} holds the placeholder of credential {name} "
             "where the policy does not put it. It is no secret, but what it stands for must not go "
             "there.",
@@ -293,17 +279,17 @@ class Inspector:
 
     def failed(self, text: str, *, status: int = 502) -> Refused:
         """The answer where the server cannot be reached or does not speak HTTP."""
-        return self._refused(status, HttpReason.UPSTREAM_FAILED, "", text)
+        return self._refused(status, Why.UPSTREAM_FAILED, "", text)
 
     def malformed(self, text: str, *, status: int = 400) -> Refused:
         """The answer to what is no request, or one that could be read in two ways."""
-        return self._refused(status, HttpReason.MALFORMED, "http", f"Refused: {text}.")
+        return self._refused(status, Why.REQUEST_INVALID, "http", f"Refused: {text}.")
 
-    def report(self, reason: HttpReason, text: str) -> None:
+    def report(self, reason: Why, text: str) -> None:
         """Record a connection that ended before its first request."""
         self.over(None, self._refused(0, reason, "network.tls", text), 0, 0, 0)
 
-    def _refused(self, status: int, reason: HttpReason, rule: str, text: str) -> Refused:
+    def _refused(self, status: int, reason: Why, rule: str, text: str) -> Refused:
         return Refused(status=status, reason=reason, rule=rule, text=text)
 
     def over(

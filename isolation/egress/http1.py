@@ -22,6 +22,7 @@ import h11
 
 from .credentials import Cover
 from .http import Admitted, Inspector, Refused, Request, forwarded
+from .sockets import relay
 from .tls import CHUNK_BYTES, ByteStream
 
 MAX_HEAD_BYTES = 128 << 10
@@ -49,9 +50,14 @@ class Http1:
         dial: Connects to the server; called when the first request was admitted. Raises OSError,
             whose text goes to the client.
         inspector: Judges.
+        single: Whether the connection is closed after one request, as where the next one may be
+            for another host (a proxy's client).
     """
 
-    def __init__(self, client: ByteStream, dial: Dial, inspector: Inspector) -> None:
+    def __init__(
+        self, client: ByteStream, dial: Dial, inspector: Inspector, *, single: bool = False
+    ) -> None:
+        self._single = single
         self._client = client
         self._dial = dial
         self._inspector = inspector
@@ -71,19 +77,20 @@ class Http1:
                 if self._up.our_state is h11.DONE and self._up.their_state is h11.DONE:
                     self._up.start_next_cycle()
                 else:
-                    self._hang_up()
+                    await self._hang_up()
             await self._linger()
         except (_Ended, OSError):
             self._client.abort()
         finally:
-            self._hang_up()
+            await self._hang_up()
             await self._client.aclose()
 
-    def _hang_up(self) -> None:
+    async def _hang_up(self) -> None:
         """Leave the server; a further request is another connection to it."""
         if self._server is not None:
-            self._server.abort()
-            self._server = None
+            server, self._server = self._server, None
+            with contextlib.suppress(OSError):
+                await server.aclose()
         self._up = _up()
 
     async def _linger(self) -> None:
@@ -141,7 +148,7 @@ class Http1:
             await asyncio.wait((client, server), return_when=asyncio.FIRST_COMPLETED)
             if server.done():
                 # One that speaks unasked has ended the connection, too: RFC 9112 section 9.2.
-                self._hang_up()
+                await self._hang_up()
             return await client
         finally:
             for read in (client, server):
@@ -268,12 +275,12 @@ class Http1:
                 )  # fmt: skip
             elif isinstance(event, h11.Response):
                 status = event.status_code
+                headers = forwarded(_raw(event), cover)
+                if self._single:
+                    headers.append((b"connection", b"close"))
                 await self._send_down(
-                    h11.Response(
-                        status_code=status, headers=forwarded(_raw(event), cover),
-                        reason=event.reason,
-                    )
-                )  # fmt: skip
+                    h11.Response(status_code=status, headers=headers, reason=event.reason)
+                )
             elif isinstance(event, h11.Data):
                 await self._send_data(bytes(event.data), cover)
             elif isinstance(event, h11.EndOfMessage):
@@ -311,6 +318,8 @@ class Http1:
         if late:
             await self._client.write(late)
         await relay(self._client, self._server, self._count)
+        await self._server.aclose()
+        await self._client.aclose()
         raise _Ended
 
     def _count(self, out: int, back: int) -> None:
@@ -335,7 +344,7 @@ class Http1:
             await self._send_down(
                 h11.Response(
                     status_code=refused.status, reason=_phrase(refused.status),
-                    headers=[*headers, *([] if ends else [(b"connection", b"close")])],
+                    headers=[*headers, *([] if ends and not self._single else [(b"connection", b"close")])],
                 )
             )  # fmt: skip
             if request.method != "HEAD":
@@ -383,31 +392,3 @@ def _flaw(head: bytes) -> str:
     if lengths > 1 or codings > 1 or (lengths and codings):
         return "it gives its length twice (Content-Length and Transfer-Encoding)"
     return ""
-
-
-async def relay(client: ByteStream, server: ByteStream, count: Callable[[int, int], None]) -> None:
-    """Carry bytes both ways until both sides have ended; a half that ends is passed on.
-
-    Args:
-        client: One side.
-        server: The other.
-        count: Told of bytes carried (to the server, to the client).
-    """
-
-    async def carry(source: ByteStream, sink: ByteStream, out: bool) -> None:
-        while data := await source.read(CHUNK_BYTES):
-            await sink.write(data)
-            count(len(data) if out else 0, 0 if out else len(data))
-        await sink.write_eof()
-
-    tasks = [
-        asyncio.create_task(carry(client, server, True)),
-        asyncio.create_task(carry(server, client, False)),
-    ]
-    try:
-        with contextlib.suppress(OSError):
-            await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,14 +1,16 @@
-"""`tls: inspect`: what happens to a connection once its name and port are allowed.
+"""What happens to a connection once its name and port are allowed.
 
 Theory of operation
     program ──TLS, our certificate── gate ──TLS, the server's certificate── server
 
-    The first bytes say what the connection is. TLS: the ClientHello is read, the server is asked for
+    The first bytes say what the connection is. TLS: the ClientHello is read, and names the host that
+    was asked for or the connection is cut. With `tls: pass` the rest passes unseen; with
+    `tls: inspect` the server is asked for
     the same name with the protocols that the program offers, its certificate is checked as any client
     checks it, and the program gets a certificate of the sandbox's own authority and the protocol that
-    the server chose. HTTP goes on in the clear. Anything else cannot be looked into: it passes where
-    the rule asks for no look (no `methods`, no `paths`) and is cut where it does. A server that speaks
-    first (SSH, SMTP) is heard in the latter sense, too.
+    the server chose. HTTP in the clear is read in both modes. Anything else cannot be looked into: it
+    passes where the rule asks for no look (no `methods`, no `paths`) and is cut where it does. A
+    server that speaks first (SSH, SMTP) is heard in the latter sense, too.
 """
 
 from __future__ import annotations
@@ -17,13 +19,17 @@ import asyncio
 import re
 import ssl
 from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Literal
 
+from ...policies.hosts import Why
 from .ca import Authority
 from .credentials import Vault
-from .http import Decide, HttpReason, Inspector, OnExchange, Origin
-from .http1 import Dial, Http1, relay
+from .http import Decide, Inspector, OnExchange, Origin
+from .http1 import Dial, Http1
 from .http2 import PREFACE, Http2
+from .sockets import relay
 from .tls import (
     CHUNK_BYTES,
     ByteStream,
@@ -48,13 +54,18 @@ class Interceptor:
         vault: Credentials to put in.
         trust: Certificates beside the host's own with which a server may identify itself. The
             gateway's configuration: nothing inside can add one.
+        tls: The policy's `network.tls`.
     """
 
-    def __init__(self, authority: Authority, vault: Vault, trust: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, authority: Authority, vault: Vault, trust: Sequence[Path] = (), *,
+        tls: Literal["pass", "inspect"] = "inspect",
+    ) -> None:  # fmt: skip
         self.authority = authority
         self.vault = vault
         self._trust = Trust(trust)
         self._probe = probe_context(authority)
+        self._passes = tls == "pass"
 
     async def serve(
         self,
@@ -66,6 +77,7 @@ class Interceptor:
         decide: Decide,
         on_exchange: OnExchange,
         opaque: bool,
+        single: bool = False,
     ) -> None:
         """Serve one connection until it ends, and close it.
 
@@ -77,6 +89,7 @@ class Interceptor:
             decide: The policy's word on a method and path.
             on_exchange: Told of every request, and of what went wrong before the first.
             opaque: Whether what is neither TLS nor HTTP may pass unseen.
+            single: Whether only one request of HTTP in the clear is served.
         """
         line = _Line(dial)
         try:
@@ -95,12 +108,12 @@ class Interceptor:
             elif PREFACE.startswith(first[: len(PREFACE)]):
                 await Http2(stream, line.dial, inspector).serve()
             elif _REQUEST_LINE.match(first):
-                await Http1(stream, line.dial, inspector).serve()
+                await Http1(stream, line.dial, inspector, single=single).serve()
             elif opaque:
                 await self._unseen(stream, line)
             else:
                 inspector.report(
-                    HttpReason.NOT_HTTP,
+                    Why.PROTOCOL_NOT_ALLOWED,
                     f"Cut: what was sent to {host}:{port} is neither TLS nor HTTP, and its rule "
                     "allows methods or paths only.",
                 )
@@ -114,9 +127,9 @@ class Interceptor:
     async def _unseen(self, client: ByteStream, line: _Line) -> None:
         server = await line.dial()
         try:
-            await relay(client, server, lambda _, __: None)
+            await relay(client, server)
         finally:
-            server.abort()
+            await server.aclose()
 
     async def _first_bytes(self, client: ByteStream, line: _Line, opaque: bool) -> bytes | None:
         """What the program says first; None when the server has spoken before it."""
@@ -139,15 +152,26 @@ class Interceptor:
         try:
             hello = await read_hello(stream, self._probe)
         except ValueError as error:
-            inspector.report(HttpReason.CLIENT_TLS, f"Cut: {error}.")
+            inspector.report(Why.CLIENT_TLS, f"Cut: {error}.")
             stream.abort()
             return
         if hello.name is not None and hello.name != host:
             inspector.report(
-                HttpReason.HOST_MISMATCH,
+                Why.NAME_MISMATCH,
                 f"Cut: the connection is to {host}, its TLS handshake names {hello.name[:253]}.",
             )
             hello_protocols: tuple[str, ...] = ()
+        elif self._passes:
+            if hello.name is None and not _is_address(host):
+                inspector.report(
+                    Why.NAME_MISSING,
+                    f"Cut: the TLS handshake with {host} does not name it (no SNI), so where it goes "
+                    "cannot be known.",
+                )
+                stream.abort()
+                return
+            await self._unseen(Rewound(stream, hello.data), line)
+            return
         else:
             hello_protocols = hello.protocols
         server: TlsStream | None = None
@@ -166,13 +190,13 @@ class Interceptor:
             if hello_protocols:
                 why = error.reason if isinstance(error, ssl.SSLError) else error
                 inspector.report(
-                    HttpReason.CLIENT_TLS,
+                    Why.CLIENT_TLS,
                     f"The program ended the TLS handshake for {host} ({why}). If it has a list of "
                     "authorities of its own, point it to the file in SSL_CERT_FILE.",
                 )
             if server is not None:
                 server.abort()
-            stream.abort()
+            await stream.aclose()  # the alert is on its way
             return
         ready = [server] if server is not None else []
 
@@ -248,3 +272,11 @@ class _Line:
         for stream in await asyncio.gather(first, return_exceptions=True):
             if not isinstance(stream, BaseException):
                 stream.abort()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -81,6 +81,10 @@ class Rewound:
         self._stream = stream
         self._first = first
 
+    def unwind(self) -> tuple[bytes, ByteStream]:
+        """What is still to be read again, and the stream below. Ends the use of this one."""
+        return self._first, self._stream
+
     async def read(self, max_bytes: int) -> bytes:
         if not self._first:
             return await self._stream.read(max_bytes)

@@ -62,11 +62,32 @@ def test_a_mistake_is_named_with_its_place(
 
 def test_what_is_not_enforced_yet_is_named(tmp_path: Path) -> None:
     policy = load_policy(
-        write(tmp_path, "name: a\nnetwork: {isolated: false}\nresources: {disk: 1G}\n")
+        write(
+            tmp_path, "name: a\nnetwork: {isolated: false, listen: [80]}\nresources: {disk: 1G}\n"
+        )
     )
     assert [sentence.split()[0] for sentence in policy.unsupported()] == [
-        "resources.disk", "network.isolated:",
+        "resources.disk", "network.listen",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ("allow: [{host: a.test}]", "network.isolated is true"),
+        ("isolated: false, allow: [{host: a.test, methods: [GET]}]", "network.allow[0]: requests"),
+        ("isolated: false, deny: [{host: a.test, paths: [/x]}]", "network.deny[0]: requests"),
+    ],
+)
+def test_network_keys_that_contradict_each_other_are_refused(
+    tmp_path: Path, network: str, words: str
+) -> None:
+    (sentence,) = load_policy(write(tmp_path, f"name: a\nnetwork: {{{network}}}\n")).unsupported()
+    assert words in sentence
+    mended = network.replace("isolated: false", "isolated: false, tls: inspect")
+    if "isolated" not in network:
+        mended = f"isolated: false, {network}"
+    assert not load_policy(write(tmp_path, f"name: a\nnetwork: {{{mended}}}\n")).unsupported()
 
 
 def test_a_missing_profile_names_the_nearest() -> None:

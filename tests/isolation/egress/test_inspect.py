@@ -24,9 +24,10 @@ import pytest
 
 from purplebox.isolation.egress.ca import Authority
 from purplebox.isolation.egress.credentials import Vault, open_vault
-from purplebox.isolation.egress.http import Exchange, HttpReason, Judgement, Origin
+from purplebox.isolation.egress.http import Exchange, Judgement, Origin
 from purplebox.isolation.egress.inspect import Interceptor
 from purplebox.isolation.egress.tls import SocketStream
+from purplebox.policies.hosts import Why
 from purplebox.policies.model import Credential
 
 pytestmark = pytest.mark.anyio
@@ -257,11 +258,11 @@ async def test_allowed_request_passes_and_denied_ones_get_403_with_the_rule(
         status, body = await gate.curl(*arguments, path=path)
         assert status == 403 and "network.allow[0]" in body and "ask the person" in body
     status, body = await gate.curl("-H", "Accept: application/json", path="/admin")
-    assert json.loads(body)["purple"]["error"] == HttpReason.NOT_ALLOWED
+    assert json.loads(body)["purple"]["error"] == Why.REQUEST_NOT_ALLOWED
     status, _ = await gate.curl("-H", "X-HTTP-Method-Override: DELETE")
     assert status == 403
     assert [s["path"] for s in server.seen] == ["/repos/a"]
-    assert [e.reason for e in gate.exchanges] == ["", *[HttpReason.NOT_ALLOWED] * 7]
+    assert [e.reason for e in gate.exchanges] == ["", *[Why.REQUEST_NOT_ALLOWED] * 7]
 
 
 async def test_every_request_of_a_kept_connection_is_judged(gate: Gate, server: Server) -> None:
@@ -285,7 +286,7 @@ async def test_host_must_be_the_name_that_was_asked_for(gate: Gate, server: Serv
 async def test_another_sni_is_refused_in_the_handshake(gate: Gate, server: Server) -> None:
     with pytest.raises(ssl.SSLError, match=r"(?i)unrecognized.name"):
         await gate.raw(gate.request(), name="other.test")
-    assert [e.reason for e in gate.exchanges] == [HttpReason.HOST_MISMATCH] and not server.seen
+    assert [e.reason for e in gate.exchanges] == [Why.NAME_MISMATCH] and not server.seen
 
 
 SMUGGLED = {
@@ -342,7 +343,7 @@ async def test_certificate_of_the_server_that_nobody_trusts_stays_an_error(
     server.context = Authority().context(HOST, "http/1.1")
     status, body = await gate.curl()
     assert status == 502 and "certificate" in body and not server.seen
-    assert gate.exchanges[-1].reason == HttpReason.UPSTREAM_FAILED
+    assert gate.exchanges[-1].reason == Why.UPSTREAM_FAILED
 
 
 def any_name(_: ssl.SSLObject, __: str | None, ___: ssl.SSLContext) -> None:
@@ -367,7 +368,7 @@ async def test_program_that_does_not_trust_the_sandbox_authority_is_told_where_t
         await gate.raw(gate.request())
     while not gate.exchanges:
         await asyncio.sleep(0)
-    assert gate.exchanges[0].reason == HttpReason.CLIENT_TLS
+    assert gate.exchanges[0].reason == Why.CLIENT_TLS
     assert "SSL_CERT_FILE" in gate.exchanges[0].text
 
 
@@ -428,7 +429,7 @@ async def test_other_protocols_pass_only_where_no_look_is_asked_for(
         with contextlib.suppress(ConnectionResetError):
             assert await reader.read() == b""
         writer.close()
-        assert gate.exchanges[-1].reason == HttpReason.NOT_HTTP
+        assert gate.exchanges[-1].reason == Why.PROTOCOL_NOT_ALLOWED
     server.close()
 
 
@@ -459,7 +460,7 @@ async def test_credential_is_put_in_and_covered_in_the_answer(
         upload = tmp_path / "body"
         upload.write_text("x" * 300_000 + placeholder)
         status, body = await gate.curl("-T", str(upload))
-        assert status == 403 and HttpReason.PLACEHOLDER_MISPLACED in body
+        assert status == 403 and Why.CREDENTIAL_MISUSED in body
         assert (await gate.curl(path=f"/repos/{placeholder}"))[0] == 403
         assert (await gate.curl("-H", f"X-Other: {placeholder}"))[0] == 403
         assert len(server.seen) == 3 and SECRET not in repr(gate.exchanges)

@@ -40,7 +40,7 @@ def test_authority_is_trusted_inside_and_only_there(
     assert b"leaf.pem: OK" not in control.stdout and b"token=\n" in control.stdout
 
     given = functools.partial(
-        compile_plan, authority=authority.certificate, placeholders={"TOKEN": "purple0"}
+        compile_plan, authority=authority.certificate, variables={"TOKEN": "purple0"}
     )
     monkeypatch.setattr(sandbox, "compile_plan", given)
     found = look(workspace)

@@ -1,0 +1,128 @@
+"""The gateway's side of a connection: a name is resolved once, and an address that passed is dialled."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from ...policies.addresses import Address, unmapped
+from ...policies.hosts import Hosts, Verdict, Why
+
+Resolve = Callable[[str], Awaitable[Sequence[Address]]]
+RESOLVE_SECONDS = 10.0
+CONNECT_SECONDS = 10.0  # for each address; SSH and curl wait longer, a model should not
+_MOST_ADDRESSES = 8  # of a name that are tried
+
+
+class Refused(OSError):
+    """The server may not be dialled, or cannot be."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(errno.ECONNREFUSED, verdict.text)
+        self.verdict = verdict
+
+    def __str__(self) -> str:
+        return self.verdict.text
+
+
+class SystemResolver:
+    """getaddrinfo(3) of the host. A server that never answers holds a thread of these, no other."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(8, thread_name_prefix="purple-resolve")
+
+    async def __call__(self, name: str) -> Sequence[Address]:
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(
+            self._threads, lambda: socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        )
+        return list(dict.fromkeys(unmapped(str(entry[4][0])) for entry in found))
+
+    def close(self) -> None:
+        """Wait for no question that is still open."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def is_own(address: Address) -> bool:
+    """Whether `address` is one of this host's: whether a socket can be bound to it. bind(2)."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.bind((str(address), 0))
+    except OSError:
+        return False
+    return True
+
+
+class Dialer:
+    """Dials for one policy.
+
+    Args:
+        hosts: Its rules.
+        resolve: How names are resolved.
+    """
+
+    def __init__(self, hosts: Hosts, resolve: Resolve) -> None:
+        self._hosts = hosts
+        self._resolve = resolve
+
+    async def addresses(self, name: str, port: int) -> tuple[list[Address], Verdict]:
+        """Where `name` leads and the policy lets it, and the verdict on the first of them.
+
+        Raises:
+            Refused: nowhere.
+        """
+        try:
+            async with asyncio.timeout(RESOLVE_SECONDS):
+                found = await self._resolve(name)
+        except TimeoutError:
+            raise _failed(Why.UNRESOLVED, f"{name}: no name server answered") from None
+        except OSError as error:
+            said = error.strerror or str(error)
+            raise _failed(Why.UNRESOLVED, f"{name} does not resolve: {said}") from error
+        if not found:
+            raise _failed(Why.UNRESOLVED, f"{name} has no address")
+        verdicts = [
+            (a, self._hosts.decide_address(a, port, name=name, own=is_own(a)))
+            for a in found[:_MOST_ADDRESSES]
+        ]
+        allowed = [(a, verdict) for a, verdict in verdicts if verdict.allowed]
+        if not allowed:
+            raise Refused(verdicts[0][1])
+        return [a for a, _ in allowed], allowed[0][1]
+
+    def literal(self, address: Address, port: int) -> Verdict:
+        """The policy's word on an address that was asked for as such."""
+        return self._hosts.decide_address(address, port, own=is_own(address))
+
+    async def connect(
+        self, addresses: Sequence[Address], port: int, what: str
+    ) -> tuple[socket.socket, Address]:
+        """A connection to the first of `addresses` that answers. Raises `Refused`."""
+        loop = asyncio.get_running_loop()
+        said = ""
+        for address in addresses:
+            family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await loop.sock_connect(sock, (str(address), port))
+                return sock, address
+            except TimeoutError:
+                said = "no answer"
+                sock.close()
+            except OSError as error:
+                said = os.strerror(error.errno) if error.errno else str(error)
+                sock.close()
+            except BaseException:
+                sock.close()
+                raise
+        raise _failed(Why.UPSTREAM_FAILED, f"{what}:{port} could not be reached: {said}")
+
+
+def _failed(reason: Why, text: str) -> Refused:
+    return Refused(Verdict(allowed=False, reason=reason, text=text))

@@ -1,0 +1,321 @@
+"""The only way out of a sandbox: accepts what its programs connect to, decides, and carries it.
+
+Theory of operation
+    program ──its namespace── Gate ──the host's network── server
+
+    `Egress` belongs to an engine, `Gate` to one sandbox, so to one call. The sandbox's namespace hands
+    every TCP connection to the gate's listening socket (netns.py), which tells the address that was
+    asked for. Programs know only addresses that the gate made up when they asked for a name
+    (names.py); any other is a literal and decided as one. The name is decided, the first bytes are
+    read (inspect.py: SNI and Host must be that name), the name is resolved, each address decided, and
+    one that passed is dialled (dial.py). What is refused is reset at once, and noted in the call's
+    ledger (connections.py). A connection to the listener itself speaks a proxy's language (proxy.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...policies.addresses import Address, unmapped
+from ...policies.hosts import Hosts, Verdict, Why
+from .. import libc
+from ..errors import SetupError
+from ..netns import GATE_PORT
+from .ca import Authority
+from .connections import Connection, Entry, Ledger
+from .credentials import open_vault
+from .dial import Dialer, Refused, Resolve, SystemResolver
+from .http import Judgement, Origin
+from .inspect import Interceptor
+from .names import Names, answer, made_up
+from .proxy import Proxy
+from .sockets import RawStream
+from .tls import ByteStream
+
+if TYPE_CHECKING:
+    from ...policies.model import Network
+
+_MOST_OPEN = 2048  # connections of a sandbox at once
+_LAST_SECONDS = 0.2  # for what a program sent before it ended
+_PAUSE_SECONDS = 0.1  # when descriptors have run out
+_MOST_DNS_BYTES = 4096
+
+
+class Egress:
+    """What the gates of one policy share. Its constructor blocks: it reads secrets, makes keys.
+
+    Args:
+        network: The policy's section.
+        resolve: How names are resolved; None is the host's own way.
+        trust: Certificates, PEM, by which servers may identify themselves beside the host's own.
+
+    Raises:
+        SetupError: a rule or a credential cannot be used; says which and what to do.
+    """
+
+    def __init__(
+        self, network: Network, *, resolve: Resolve | None = None, trust: Sequence[Path] = ()
+    ) -> None:
+        try:
+            self.hosts = Hosts(network)
+        except ValueError as error:
+            raise SetupError(str(error)) from error
+        self.authority = Authority()
+        self.vault = open_vault(network.credentials, network.tls)
+        self.interceptor = Interceptor(self.authority, self.vault, trust, tls=network.tls)
+        self._own = SystemResolver() if resolve is None else None
+        self.dialer = Dialer(self.hosts, resolve or self._own or SystemResolver())
+        self.bytes_out = network.bytes_out
+        self._inspects = network.tls == "inspect"
+
+    @property
+    def certificate(self) -> str:
+        """The authority that programs inside are to trust, PEM; "" for none."""
+        return self.authority.certificate if self._inspects else ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables for programs inside: placeholders, and the gate as a proxy."""
+        # ALL_PROXY is http://, not socks5h://: httpx refuses to start with one where socksio is not
+        # installed. SOCKS is spoken at the same port.
+        url = f"http://127.0.0.1:{GATE_PORT}"
+        proxies = {name: url for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")}
+        proxies["NO_PROXY"] = "localhost,127.0.0.1,::1"
+        return {
+            **proxies,
+            **{name.lower(): value for name, value in proxies.items()},
+            **self.vault.environment,
+        }
+
+    def open(self, doors: Sequence[int]) -> Gate:
+        """The gate of a new sandbox.
+
+        Args:
+            doors: Its sockets, from `netns.open_doors`; closed with the gate.
+        """
+        return Gate(self, doors)
+
+    def decide(self, origin: Origin, method: str, path: str) -> Judgement:
+        """As `http.Decide`."""
+        verdict = self.hosts.decide_request(method, origin.host, path, port=origin.port)
+        return Judgement(allowed=verdict.allowed, rule=verdict.rule, reason=verdict.text)
+
+    def close(self) -> None:
+        """Let go of what waits for name servers."""
+        if self._own is not None:
+            self._own.close()
+
+
+class Gate:
+    """The way out of one sandbox. Made by `Egress.open`, on the event loop that serves it."""
+
+    def __init__(self, egress: Egress, doors: Sequence[int]) -> None:
+        self.egress = egress
+        self.ledger = Ledger(egress.bytes_out)
+        self._names = Names()
+        self._proxy = Proxy(self)
+        self._tcp, self._udp, self._dns = (socket.socket(fileno=fd) for fd in doors)
+        self._ipv6 = self._tcp.family == socket.AF_INET6
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._listen(self._tcp, self._serve)
+        self._listen(self._dns, self._serve_dns)
+        self._loop.add_reader(self._udp, self._on_datagram)
+
+    def close(self) -> None:
+        """Close everything at once."""
+        if self._closed:
+            return
+        self._closed = True
+        for sock in (self._tcp, self._udp, self._dns):
+            self._loop.remove_reader(sock)
+            sock.close()
+        for task in self._tasks:
+            task.cancel()
+
+    async def aclose(self) -> tuple[Connection, ...]:
+        """Close when the sandbox has ended: first what its programs sent is carried out.
+
+        Returns:
+            What its connections did.
+        """
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_LAST_SECONDS)
+        tasks = set(self._tasks)
+        self.close()
+        if tasks:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return self.ledger.connections()
+
+    def _listen(
+        self, door: socket.socket, serve: Callable[[socket.socket], Awaitable[None]]
+    ) -> None:
+        def ready() -> None:
+            for _ in range(64):
+                try:
+                    sock, _ = door.accept()
+                except OSError as error:
+                    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                        self._loop.remove_reader(door)
+                        self._loop.call_later(_PAUSE_SECONDS, again)
+                    return
+                sock.setblocking(False)
+                task = self._loop.create_task(_run(serve, sock))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+        def again() -> None:
+            if not self._closed:
+                self._loop.add_reader(door, ready)
+
+        again()
+
+    async def _serve(self, sock: socket.socket) -> None:
+        client = RawStream(sock)
+        try:
+            host, port = sock.getsockname()[:2]
+            address = unmapped(host)
+            if len(self._tasks) > _MOST_OPEN:
+                entry = self.ledger.begin("direct", address=str(address), port=port)
+                text = f"over {_MOST_OPEN} connections at once; close some first"
+                entry.refuse(Verdict(allowed=False, reason=Why.TOO_MANY_CONNECTIONS, text=text))
+                entry.end()
+                client.abort()
+            elif port == GATE_PORT and address.is_loopback:
+                await self._proxy.serve(client)
+            else:
+                await self._direct(client, address, port)
+        except OSError:
+            client.abort()
+        finally:
+            client.close()
+
+    async def _direct(self, client: RawStream, address: Address, port: int) -> None:
+        """A program that knows nothing of the gate: `address` is what it connected to."""
+        name = self._names.name_of(address) if made_up(address) else None
+        if name is not None:
+            entry = self.ledger.begin("direct", name=name, port=port)
+            verdict = self.egress.hosts.decide_name(name, port)
+        else:
+            entry = self.ledger.begin("direct", address=str(address), port=port)
+            verdict = self.egress.dialer.literal(address, port)
+        try:
+            if verdict.allowed:
+                entry.rule = verdict.rule
+                await self.carry(client, entry, None if name is not None else address)
+            else:
+                entry.refuse(verdict)
+                client.abort()
+        finally:
+            entry.end()
+
+    async def carry(
+        self, client: ByteStream, entry: Entry, literal: Address | None, *,
+        early: ByteStream | None = None, single: bool = False,
+    ) -> None:  # fmt: skip
+        """Serve a connection whose name or address, and port, are allowed; closes it.
+
+        Args:
+            client: The program's end.
+            entry: Its account; names what was asked for.
+            literal: The address that was asked for; None where it was `entry.name`.
+            early: A connection to the server that is there already.
+            single: As in `Interceptor.serve`.
+        """
+        host = entry.name if literal is None else str(literal)
+        ready = [early] if early is not None else []
+        try:
+            dial = self.dialling(entry, literal)
+
+            async def next_connection() -> ByteStream:
+                return ready.pop() if ready else await dial()
+
+            await self.egress.interceptor.serve(
+                client, host, entry.port, dial=next_connection, decide=self.egress.decide,
+                on_exchange=entry.exchanged, single=single,
+                opaque=not self.egress.hosts.reads_requests(host, entry.port),
+            )  # fmt: skip
+        finally:
+            for unused in ready:
+                unused.abort()
+
+    def dialling(self, entry: Entry, literal: Address | None) -> Callable[[], Awaitable[RawStream]]:
+        """How the server of `entry` is dialled. The name is resolved once for all its connections."""
+        dialer = self.egress.dialer
+        found: list[Address] = [] if literal is None else [literal]
+
+        async def dial() -> RawStream:
+            try:
+                if not found:
+                    allowed, verdict = await dialer.addresses(entry.name, entry.port)
+                    entry.rule = verdict.rule
+                    found[:] = allowed
+                what = entry.name or str(literal)
+                sock, address = await dialer.connect(found, entry.port, what)
+            except Refused as error:
+                entry.refuse(error.verdict)
+                raise
+            found[:] = [address]
+            entry.address = str(address)
+            return RawStream(sock, entry)
+
+        return dial
+
+    def _answer(self, question: bytes) -> bytes | None:
+        return answer(
+            question, self._names, self.egress.hosts, ipv6=self._ipv6,
+            refused=self.ledger.refused_name,
+        )  # fmt: skip
+
+    def _on_datagram(self) -> None:
+        room = socket.CMSG_SPACE(32)
+        for _ in range(64):
+            try:
+                question, ancillary, _, peer = self._udp.recvmsg(_MOST_DNS_BYTES, room)
+            except OSError:
+                return
+            said = self._answer(question)
+            # The answer's source is the address that was asked: ipv6(7), ip(7).
+            source = [item for item in ancillary if item[:2] in _PACKET_INFO]
+            if said is not None:
+                with contextlib.suppress(OSError):
+                    self._udp.sendmsg([said], source, 0, peer)
+
+    async def _serve_dns(self, sock: socket.socket) -> None:
+        """DNS over TCP: each message after its length in two bytes. RFC 7766."""
+        client = RawStream(sock)
+        held = b""
+        try:
+            while data := await client.read(_MOST_DNS_BYTES):
+                held += data
+                while len(held) >= 2 and len(held) >= 2 + int.from_bytes(held[:2]):
+                    size = int.from_bytes(held[:2])
+                    said = self._answer(held[2 : 2 + size])
+                    held = held[2 + size :]
+                    if said is None:
+                        return
+                    await client.write(len(said).to_bytes(2) + said)
+        except OSError:
+            client.abort()
+        finally:
+            client.close()
+
+
+_PACKET_INFO = (
+    (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO),
+    (socket.IPPROTO_IP, libc.IP_PKTINFO),
+)
+
+
+async def _run(serve: Callable[[socket.socket], Awaitable[None]], sock: socket.socket) -> None:
+    try:
+        await serve(sock)
+    finally:
+        sock.close()

@@ -1,0 +1,126 @@
+"""DNS of a sandbox: allowed names have an address of its own making, all others do not exist.
+
+The name is decided when it is asked for, the real address when it is connected to: a made-up address
+tells the gate which name a connection is for. So nothing is sent to a name server for what is not
+connected to. Sources: RFC 1035, RFC 2308, RFC 6761; RFC 2544 and RFC 5180 for the ranges.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any, cast
+
+import dnslib
+
+from ...policies.addresses import Address
+from ...policies.hosts import Hosts, Verdict, Why, canonical_name
+
+_dns = cast(Any, dnslib)  # half of it has no types
+IPV4 = IPv4Network("198.18.0.0/15")
+IPV6 = IPv6Network("2001:2::/48")
+_MOST_NAMES = 8192  # of one sandbox; the one that was asked for longest ago gives way
+_TTL_SECONDS = 60
+_FIRST = 256  # 198.18.0.x is left out: some programs take .0 and .255 for no host
+
+
+class Names:
+    """The names that one sandbox has asked for."""
+
+    def __init__(self) -> None:
+        self._index: OrderedDict[str, int] = OrderedDict()
+        self._name: dict[int, str] = {}
+        self._next = _FIRST
+
+    def index_of(self, name: str) -> int:
+        """The number of an allowed name, which both its addresses are made of."""
+        index = self._index.get(name)
+        if index is None:
+            if len(self._index) >= _MOST_NAMES:
+                _, old = self._index.popitem(last=False)
+                del self._name[old]
+            while self._next in self._name:
+                self._next += 1
+            index = self._next
+            self._next = index + 1 if index + 1 < IPV4.num_addresses else _FIRST
+            self._index[name] = index
+            self._name[index] = name
+        self._index.move_to_end(name)
+        return index
+
+    def name_of(self, address: Address) -> str | None:
+        """The name that a made-up address stands for; None for one that was not given out."""
+        network = IPV4 if isinstance(address, IPv4Address) else IPV6
+        return self._name.get(int(address) - int(network.network_address))
+
+
+def made_up(address: Address) -> bool:
+    """Whether `address` lies where this module gives addresses out."""
+    return address in (IPV4 if isinstance(address, IPv4Address) else IPV6)
+
+
+def answer(
+    question: bytes, names: Names, hosts: Hosts, *, ipv6: bool,
+    refused: Callable[[str, Verdict], None],
+) -> bytes | None:  # fmt: skip
+    """The answer to a DNS message; None to what is none.
+
+    Args:
+        question: As it came.
+        names: Where the addresses of allowed names are kept.
+        hosts: The policy.
+        ipv6: Whether AAAA is answered.
+        refused: Told of a name that is not allowed, and why.
+    """
+    try:
+        asked = _dns.DNSRecord.parse(question)
+    except (_dns.DNSError, ValueError, IndexError):
+        return None
+    if asked.header.qr:
+        return None
+    reply = _dns.DNSRecord(_dns.DNSHeader(id=asked.header.id, qr=1, aa=1, ra=1, rd=asked.header.rd))
+    if asked.header.opcode or len(asked.questions) != 1 or asked.q.qclass != _dns.CLASS.IN:
+        reply.header.rcode = _dns.RCODE.NOTIMP if asked.header.opcode else _dns.RCODE.REFUSED
+        return bytes(reply.pack())
+    reply.add_question(asked.q)
+    text, why = _name(asked)
+    if why is not None:
+        refused(text, why)
+        reply.header.rcode = _dns.RCODE.NXDOMAIN
+    elif text == "localhost" or text.endswith(".localhost"):
+        _add(reply, asked, IPv4Address("127.0.0.1"), IPv6Address("::1") if ipv6 else None)
+    elif text.endswith((".in-addr.arpa", ".ip6.arpa")):
+        reply.header.rcode = _dns.RCODE.NXDOMAIN  # what programs ask for unasked is no refusal
+    else:
+        verdict = hosts.decide_name(text)
+        if verdict.allowed:
+            index = names.index_of(text)
+            _add(reply, asked, IPV4[index], IPV6[index] if ipv6 else None)
+        else:
+            refused(text, verdict)
+            reply.header.rcode = _dns.RCODE.NXDOMAIN
+    return bytes(reply.pack())
+
+
+def _name(asked: Any) -> tuple[str, Verdict | None]:
+    labels = [bytes(label) for label in asked.q.qname.label]
+    shown = b".".join(labels).decode("latin-1")
+    try:
+        if any(b"." in label for label in labels):  # one label that would read as two
+            raise ValueError("a label holds a dot")
+        return canonical_name(shown), None
+    except ValueError as error:
+        text = f"{shown[:80]!r} was asked for: {error}"
+        return shown[:253], Verdict(allowed=False, reason=Why.NAME_INVALID, text=text)
+
+
+def _add(reply: Any, asked: Any, four: IPv4Address, six: IPv6Address | None) -> None:
+    if asked.q.qtype == _dns.QTYPE.A:
+        reply.add_answer(
+            _dns.RR(asked.q.qname, _dns.QTYPE.A, ttl=_TTL_SECONDS, rdata=_dns.A(str(four)))
+        )
+    elif asked.q.qtype == _dns.QTYPE.AAAA and six is not None:
+        reply.add_answer(
+            _dns.RR(asked.q.qname, _dns.QTYPE.AAAA, ttl=_TTL_SECONDS, rdata=_dns.AAAA(str(six)))
+        )
