@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from ..isolation import Engine
-from ..policies import CanonicalError, Decision, Place, Policy, Rules
-from ..policies.rules import ambiguous
+from ..policies import CanonicalError, Decision, Grant, Place, Policy, Rules, narrow
+from ..policies.rules import ambiguous, judge
 from .approvals.question import Asker
 from .audit import AuditLog, spans
 from .audit.record import recorded_arguments
@@ -63,6 +63,7 @@ class Call:
         call_id: The record's; "" until it has been begun.
         progress: Called with running output as it comes; None when nobody wants it.
         asker: Reaches the person at the client that made the call; None where there is no way.
+        grant: What of the policy it needs; None before it has been judged.
     """
 
     tool: str
@@ -73,6 +74,7 @@ class Call:
     call_id: str = ""
     progress: Progress | None = None
     asker: Asker | None = None
+    grant: Grant | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,8 +306,8 @@ class Calls:
 
 
 def _judge(call: Call, version: Version) -> tuple[Call, Decision]:
-    """The call with canonical arguments, and what the rules say of it."""
-    rules = version.rules
+    """The call with canonical arguments and its grant, and what the rules say of it."""
+    rules, engine = version.rules, version.engine
     try:
         request = rules.request(
             tool=call.tool, arguments=call.arguments, server=call.server, client=call.client,
@@ -313,7 +315,8 @@ def _judge(call: Call, version: Version) -> tuple[Call, Decision]:
         )  # fmt: skip
     except CanonicalError as error:
         return call, ambiguous(error)
-    return replace(call, arguments=request.arguments), rules.decide(request)
+    request, decision = judge(rules, request, lambda path, last: engine.follow(path, last=last))
+    return replace(call, arguments=request.arguments, grant=narrow(request)), decision
 
 
 def _refused(refusal: Refusal) -> Ran:

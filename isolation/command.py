@@ -40,7 +40,7 @@ def resolve(plan: Plan, argv: Sequence[str], cwd: str, env: Mapping[str, str] | 
         raise CommandNotFound("EINVAL", "the command is empty or holds a NUL character")
     home = plan.workspace or HOME
     where = os.path.normpath(os.path.join(home, cwd)) if cwd else home
-    if cwd and not (where in PRIVATE or (_visible(plan, where) and os.path.isdir(where))):
+    if cwd and not (where in PRIVATE or (plan.shows(where) and os.path.isdir(where))):
         raise CommandNotFound("ENOENT", f"cwd {cwd!r} does not exist in the sandbox (ENOENT)")
     environment = {**plan.environment, **(env or {}), "PWD": where}
     program = _find(plan, argv[0], environment["PATH"], where)
@@ -59,7 +59,7 @@ def _find(plan: Plan, name: str, path: str, where: str) -> str:
     )
     refused = errno.ENOENT
     for candidate in candidates:
-        if not os.path.isfile(candidate) or not _visible(plan, candidate):
+        if not os.path.isfile(candidate) or not plan.shows(candidate):
             continue
         if os.access(candidate, os.X_OK):
             return candidate
@@ -75,8 +75,3 @@ def not_found(name: str, code: str) -> CommandNotFound:
         "E2BIG": "is too long; put it into a file",
     }.get(code, "cannot be executed")
     return CommandNotFound(code, f"command {name[:200]!r} {why} ({code})")
-
-
-def _visible(plan: Plan, path: str) -> bool:
-    roots = (*plan.system, *plan.read, *plan.write, plan.workspace or HOME)
-    return any(path == root or path.startswith(root + "/") for root in roots)

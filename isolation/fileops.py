@@ -1,7 +1,7 @@
 """File operations, done inside a sandbox: with plain system calls, in its own view.
 
 Nothing here decides whether a path may be touched: the mounts, Landlock and the ids of the sandbox
-do, and an `OSError` says how. Standard library only: `program` is run by a bare interpreter inside.
+do, and an `OSError` says how. Standard library only: a bare interpreter runs this inside (inside.py).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import re
 import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
+
+from . import narrowing
 
 MAX_ENTRIES = 2000
 MAX_READ_BYTES = 1 << 20
@@ -65,16 +65,26 @@ def write_file(arguments: dict[str, Any]) -> dict[str, Any]:
     created = not os.path.lexists(path)
     if parent := os.path.dirname(path):
         os.makedirs(parent, exist_ok=True)
-    if os.path.islink(path) or (not created and not os.path.isfile(path)):
-        with open(path, "wb") as file:  # through the link; a directory is EISDIR
-            file.write(data)
-    else:
-        _replace(path, data, None if created else os.stat(path).st_mode)
+    _replace(path, data, None if created else _regular(path))
     return {"path": path, "bytes_written": len(data), "created": created}
 
 
+def _regular(path: str) -> int:
+    """The mode of a regular file. A link is not followed: who asks names its target."""
+    mode = os.lstat(path).st_mode
+    if stat.S_ISLNK(mode):
+        raise OSError(errno.ELOOP, "a symbolic link; name what it leads to", path)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "a directory", path)
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return mode
+
+
 def _replace(path: str, data: bytes, mode: int | None) -> None:
-    fd, temporary = tempfile.mkstemp(prefix=".purple-", dir=os.path.dirname(path) or ".")
+    temporary = os.path.join(os.path.dirname(path), f".purple-{os.urandom(6).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = os.open(temporary, flags, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
@@ -100,12 +110,7 @@ def edit_file(arguments: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"old_text is {count} times in {path}; give more context or set replace_all"
         )
-    data = text.replace(old, new).encode()
-    if os.path.islink(path):
-        with open(path, "wb") as out:
-            out.write(data)
-    else:
-        _replace(path, data, os.stat(path).st_mode)
+    _replace(path, text.replace(old, new).encode(), _regular(path))
     return {"path": path, "replacements": count}
 
 
@@ -228,17 +233,18 @@ OPERATIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-def program() -> str:
-    """This file as a program for `python -c` that does the one operation asked for on its stdin."""
-    return Path(__file__).read_text() + "\n\nmain()\n"
+# Those that act on a symbolic link itself; the others are given paths that lead through none.
+_ON_LINKS = frozenset({"move", "delete"})
 
 
 def main() -> None:
     """Do the operation asked for on stdin; its JSON goes to stdout."""
     request = json.load(sys.stdin)
+    operation, grant = request["operation"], request["grant"]
     reply: dict[str, Any]
     try:
-        reply = {"value": OPERATIONS[request["operation"]](request["arguments"])}
+        abi = None if grant is None else narrowing.give_up(grant, links=operation in _ON_LINKS)
+        reply = {"value": OPERATIONS[operation](request["arguments"]), "landlock_abi": abi}
     except OSError as error:
         code = errno.errorcode.get(error.errno or 0, "EIO")
         where = f": {error.filename}" if error.filename else ""

@@ -5,15 +5,20 @@ Source: kernel Documentation/userspace-api/landlock.rst.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import stat
 from collections.abc import Sequence
 
 from . import libc
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
+REMOVE_DIR, REMOVE_FILE, MAKE_CHAR, MAKE_DIR, MAKE_REG = 16, 32, 64, 128, 256
+MAKE_SOCK, MAKE_FIFO, MAKE_BLOCK, MAKE_SYM = 512, 1024, 2048, 4096
 REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 _ALL_V1 = (1 << 13) - 1
+ALL = (1 << 16) - 1
 READ = EXECUTE | READ_FILE | READ_DIR
 # What a rule on something that is no directory may name (landlock_add_rule(2), EINVAL).
 _FILE_ONLY = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
@@ -59,6 +64,28 @@ def restrict_self(read: Sequence[str], write: Sequence[str]) -> int:
 
     no_new_privs must be set. Paths that do not exist grant nothing.
     """
+    rules: list[tuple[int, int]] = []
+    try:
+        for paths, access in ((read, READ), (write, ALL)):
+            for path in paths:
+                with contextlib.suppress(OSError):
+                    rules.append((os.open(path, os.O_PATH | os.O_CLOEXEC), access))
+        return restrict_to(rules)
+    finally:
+        for fd, _ in rules:
+            os.close(fd)
+
+
+def restrict_to(rules: Sequence[tuple[int, int]]) -> int:
+    """Restrict this thread and its children to `rules`, within what it may do already.
+
+    Args:
+        rules: Descriptors (O_PATH will do), and what may be done there and below: bits of ALL. They
+            are of what the descriptor is, whatever its path becomes.
+
+    Returns:
+        The ABI used; 0 where the kernel has no Landlock (nothing was restricted).
+    """
     abi = abi_version()
     if abi == 0:
         return 0
@@ -70,27 +97,16 @@ def restrict_self(read: Sequence[str], write: Sequence[str]) -> int:
         name="landlock_create_ruleset",
     )  # fmt: skip
     try:
-        for paths, access in ((read, READ & handled), (write, handled)):
-            for path in paths:
-                _allow(ruleset, path, access)
+        for fd, access in rules:
+            access &= handled
+            if not stat.S_ISDIR(os.fstat(fd).st_mode):
+                access &= _FILE_ONLY
+            rule = _PathBeneath(access, fd)
+            libc.syscall(
+                libc.SYS_landlock_add_rule, ruleset, 1, ctypes.byref(rule), 0,
+                name="landlock_add_rule",
+            )  # fmt: skip
         libc.syscall(libc.SYS_landlock_restrict_self, ruleset, 0, name="landlock_restrict_self")
     finally:
         os.close(ruleset)
     return abi
-
-
-def _allow(ruleset: int, path: str, access: int) -> None:
-    try:
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        if not os.path.isdir(path):
-            access &= _FILE_ONLY
-        rule = _PathBeneath(access, fd)
-        libc.syscall(
-            libc.SYS_landlock_add_rule, ruleset, 1, ctypes.byref(rule), 0,
-            name=f"landlock_add_rule({path!r})",
-        )  # fmt: skip
-    finally:
-        os.close(fd)

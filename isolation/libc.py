@@ -128,6 +128,23 @@ def prctl(option: int, value: int = 0) -> int:
     return _check(result, f"prctl({option}, {value})")
 
 
+class SockFprog(ctypes.Structure):
+    """`struct sock_fprog` of <linux/filter.h>."""
+
+    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+def seccomp(program: bytes) -> None:
+    """seccomp(2), SECCOMP_SET_MODE_FILTER: for this thread and its children, for good.
+
+    Args:
+        program: `struct sock_filter`s.
+    """
+    buffer = ctypes.create_string_buffer(program, len(program))
+    fprog = SockFprog(len(program) // 8, ctypes.addressof(buffer))
+    syscall(SYS_seccomp, 1, 0, ctypes.byref(fprog), name="seccomp(SET_MODE_FILTER)")
+
+
 def capset_none() -> None:
     """capset(2) with empty effective, permitted and inheritable sets (version 3)."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)

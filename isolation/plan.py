@@ -152,6 +152,13 @@ class Plan:
                 fields[name] = tuple(cast(list[str], value))
         return Plan(**fields)
 
+    def shows(self, path: str) -> bool:
+        """Whether the view shows the host's own tree at `path`."""
+        roots = [*self.system, *self.read, *self.write]
+        if self.workspace is not None:
+            roots.append(self.workspace)
+        return any(path == root or path.startswith(root + "/") for root in roots)
+
     @property
     def bpf(self) -> bytes:
         """The seccomp program."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +29,7 @@ class Result:
         moved_aside: A sentence for each protected path that the command made; guard.py.
         connections: What its programs connected to, or tried to; refusals say why.
         value: The JSON of a file operation; None for a command.
+        narrowed: What of the policy a file operation kept; None where that was all.
     """
 
     exit_code: int | None
@@ -44,6 +46,7 @@ class Result:
     moved_aside: tuple[str, ...] = ()
     connections: tuple[Connection, ...] = ()
     value: Any = None
+    narrowed: Mapping[str, Any] | None = None
 
     @property
     def truncated(self) -> bool:
@@ -52,7 +55,9 @@ class Result:
 
     def facts(self) -> dict[str, Any]:
         """What a record holds of it: the end and what was used, without the output."""
+        facts = {} if self.narrowed is None else {"grant": dict(self.narrowed)}
         return {
+            **facts,
             "exit_code": self.exit_code,
             "signal": self.signal,
             "cpu_seconds": self.cpu_seconds,

@@ -12,6 +12,7 @@ Theory of operation
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import json
 import os
@@ -22,19 +23,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from . import fileops
+from . import inside
 from .command import Command, not_found, resolve
 from .enforcement import Enforcement, enforcement_of
 from .errors import CommandNotFound, EnforcementError, OperationError, SetupError
 from .guard import Guard, Marks
 from .link import Link, Started
+from .links import follow
 from .plan import Plan, compile_plan
 from .pool import Pool, Ready, prepare
 from .result import Reason, Result
+from .seccomp import compile_operation_filter
 from .streams import OnOutput
 
 if TYPE_CHECKING:
-    from ..policies import Policy
+    from ..policies import Grant, Policy
     from .egress.connections import Connection
     from .egress.dial import Resolve
     from .egress.gate import Egress, Gate
@@ -189,14 +192,25 @@ class Engine:
             if pooled:
                 self._commands.done()
 
-    async def call(self, operation: str, arguments: Mapping[str, Any]) -> Result:
+    async def call(
+        self, operation: str, arguments: Mapping[str, Any], *, grant: Grant | None = None
+    ) -> Result:
         """Do a file operation (fileops.py) inside a sandbox; its JSON is `Result.value`.
 
+        Args:
+            operation: Its name.
+            arguments: As it takes them; relative paths begin in the workspace.
+            grant: What of the policy it keeps, held by the kernel (narrowing.py); None keeps all.
+                Its paths lead through no symbolic link: see `follow`.
+
         Raises:
-            OperationError: refused by the kernel (`code` is errno's name) or invalid (EINVAL).
+            OperationError: refused by the kernel (`code` is errno's name) or invalid (EINVAL);
+                ELOOP where a link has come into the way of a path of the grant.
             SetupError: the sandbox could not be built, or has no interpreter in its view.
         """
-        question = json.dumps({"operation": operation, "arguments": dict(arguments)}).encode()
+        question = json.dumps(
+            {"operation": operation, "arguments": dict(arguments), "grant": _kept(grant)}
+        ).encode()
         ready = await self._take(self._operators)
         try:
             limit = self.policy.resources.wall_seconds
@@ -216,7 +230,31 @@ class Engine:
             ) from None
         if "code" in answer:
             raise OperationError(answer["code"], answer["message"])
-        return dataclasses.replace(result, value=answer["value"], stdout=b"", stdout_bytes=0)
+        narrowed = None
+        if grant is not None:
+            narrowed = {**grant.to_json(), "landlock_abi": answer["landlock_abi"]}
+        return dataclasses.replace(
+            result, value=answer["value"], narrowed=narrowed, stdout=b"", stdout_bytes=0
+        )
+
+    def follow(self, path: str, *, last: bool = True) -> str:
+        """Where the absolute `path` leads in the sandboxes' view, symbolic links followed.
+
+        Args:
+            path: Without `..`.
+            last: Whether the last component is followed, too.
+
+        What the view does not show is not looked at, and not what a policy hides: the path is then
+        returned as it is, and the kernel decides. So is one with over 40 links.
+        """
+        followed, through = follow(self._entered, path, last=last)
+        if not through:
+            return followed
+        try:
+            hidden = self._look().hide
+        except SetupError:  # too much is hidden: no sandbox starts, and that is what is said
+            return path
+        return path if _covers(hidden, through) else followed
 
     async def run_with(
         self,
@@ -298,7 +336,7 @@ class Engine:
         ready.stdout.keep_bytes = _MAX_OPERATION_BYTES
         ready.stderr.keep_bytes = 4096
         python = os.path.realpath(sys.executable)
-        argv = [python, "-I", "-S", "-c", fileops.program()]
+        argv = [python, "-I", "-S", "-c", inside.program()]
         self._link.launch(ready.started, resolve(self._entered, argv, "", None))
         return ready
 
@@ -367,6 +405,20 @@ class Engine:
             enforcement=self.enforcement, moved_aside=moved, connections=connections,
             cpu_seconds=usage.get("cpu_seconds"), memory_peak_bytes=usage.get("memory_peak_bytes"),
         )  # fmt: skip
+
+
+def _kept(grant: Grant | None) -> dict[str, Any] | None:
+    """A grant for narrowing.py; None keeps all."""
+    if grant is None or grant.scope != "call":
+        return None
+    program = compile_operation_filter(writes=bool(grant.write), connects=bool(grant.hosts))
+    return {
+        "read": grant.read, "write": grant.write, "filter": base64.b64encode(program).decode()
+    }  # fmt: skip
+
+
+def _covers(hidden: Sequence[str], paths: Sequence[str]) -> bool:
+    return any(p == h or p.startswith(h + "/") for p in paths for h in hidden)
 
 
 async def _end(started: Started, limit: float | None) -> tuple[dict[str, Any], bool]:

@@ -2,14 +2,14 @@
 
 Sources: seccomp(2), seccomp_rule_add(3). The groups carry systemd's names (systemd.exec(5),
 SystemCallFilter=); `@runtime` is ours: what the loader, a language runtime and the sandbox's own
-pid 1 need to start a program and to end it.
+pid 1 need to start a program and to end it, and the calls by which a process can only give up more.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
+import functools
 import socket
 import tempfile
 from collections.abc import Iterable
@@ -33,6 +33,7 @@ rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait sched_
 sched_getparam sched_get_priority_max sched_get_priority_min sched_getscheduler sched_yield select
 sendmsg set_robust_list get_robust_list set_tid_address setpgid setsid sigaltstack stat statfs statx
 sysinfo tgkill time times umask uname vfork wait4 waitid write writev chdir fchdir recvfrom sendto
+landlock_add_rule landlock_create_ruleset landlock_restrict_self seccomp
 """
 _FILE_SYSTEM = """
 chmod copy_file_range creat fallocate fchmod fchmodat fchmodat2 fdatasync fgetxattr flistxattr
@@ -223,6 +224,51 @@ def compile_filter(policy: Policy) -> bytes:
         _add(sc, filt, sc.ERRNO(errno.ENOSYS), "clone3")
     for rule in rules.rules:
         _add_policy_rule(sc, filt, rule)
+    return _exported(filt)
+
+
+# A file operation makes these once it has its request, and no others: narrowing.py.
+_OPERATION = """
+access brk chdir close clock_gettime dup dup2 dup3 exit exit_group faccessat faccessat2 fadvise64
+fchdir fcntl fstat fstatfs futex getcwd getdents64 getegid geteuid getgid getpid getrandom gettid
+getuid ioctl lseek lstat madvise mmap mprotect mremap munmap newfstatat open openat pread64 read
+readlink readlinkat readv rt_sigaction rt_sigprocmask rt_sigreturn sched_yield stat statx umask write
+writev fgetxattr getxattr lgetxattr flistxattr listxattr llistxattr
+"""
+_OPERATION_WRITES = """
+chmod copy_file_range fchmod fchmodat fchmodat2 fdatasync fsync ftruncate mkdir mkdirat rename
+renameat renameat2 rmdir sendfile symlink symlinkat truncate unlink unlinkat utimensat
+fsetxattr lsetxattr setxattr
+"""
+_OPERATION_CONNECTS = """
+connect epoll_create1 epoll_ctl epoll_wait getpeername getsockname getsockopt poll recvfrom recvmsg
+select sendmmsg sendmsg sendto setsockopt shutdown socket
+"""
+
+
+@functools.cache
+def compile_operation_filter(*, writes: bool, connects: bool) -> bytes:
+    """What the interpreter inside may still call while it does one operation. As `compile_filter`.
+
+    Args:
+        writes: Whether it changes files. (Which ones is Landlock's.)
+        connects: Whether it reaches a host. (Which one is the network's.)
+    """
+    import pyseccomp
+
+    sc = cast(Any, pyseccomp)
+    filt = sc.SyscallFilter(sc.ERRNO(errno.EPERM))
+    names = [*_OPERATION.split()]
+    if writes:
+        names += _OPERATION_WRITES.split()
+    if connects:
+        names += _OPERATION_CONNECTS.split()
+    for name in names:
+        _add(sc, filt, sc.ALLOW, name)
+    return _exported(filt)
+
+
+def _exported(filt: Any) -> bytes:
     with tempfile.TemporaryFile() as file:
         filt.export_bpf(cast(BinaryIO, file))
         file.seek(0)
@@ -293,12 +339,6 @@ def _constant(value: int | str) -> int:
         ) from None
 
 
-class _SockFprog(ctypes.Structure):
-    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
-
-
 def load_filter(program: bytes) -> None:
-    """Install `program` for this thread and its children, for good. seccomp(2), SET_MODE_FILTER."""
-    buffer = ctypes.create_string_buffer(program, len(program))
-    fprog = _SockFprog(len(program) // 8, ctypes.addressof(buffer))
-    libc.syscall(libc.SYS_seccomp, 1, 0, ctypes.byref(fprog), name="seccomp(SET_MODE_FILTER)")
+    """Install `program` for this thread and its children, for good."""
+    libc.seccomp(program)

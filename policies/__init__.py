@@ -1,7 +1,8 @@
 """What is allowed: pure values and decisions.
 
 `load_policy` reads a `Policy` (model.py) from YAML. A call's arguments become canonical (canonical.py,
-request.py; commands.py for command lines), then `Rules` judges it. Only load.py touches files.
+request.py; commands.py for command lines), then `Rules` judges it, and narrow.py says what of the
+policy it needs (`Grant`). Only load.py touches files.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from .canonical import CanonicalError, Place, parse_json, unique_keys
 from .errors import PolicyError
 from .load import ProfileInfo, create_policy, list_policies, load_policy
 from .model import Policy, SyscallRule
+from .narrow import Grant, narrow
 from .request import Request
 from .rules import Decision, Rules, decide
 
 __all__ = [
     "CanonicalError",
     "Decision",
+    "Grant",
     "Place",
     "Policy",
     "PolicyError",
@@ -27,6 +30,7 @@ __all__ = [
     "decide",
     "list_policies",
     "load_policy",
+    "narrow",
     "parse_json",
     "unique_keys",
 ]

@@ -1,8 +1,7 @@
 """One spelling for one thing: JSON keys, paths and URLs of a call, before anything judges them.
 
-Pure: no file system is asked. So a rule on a path judges the path that was asked for: a symbolic
-link inside the workspace can lead an allowed path to a place that the rule would have refused. What
-must not be reached belongs into `filesystem`, which the kernel holds, links or not.
+Pure: no file system is asked. Where symbolic links lead a path is judged afterwards, by the same
+rules (`rules.judge`).
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -35,6 +36,8 @@ BUILT_IN: Mapping[str, Mapping[str, Kind]] = {
 }
 # Tools whose `path` is the workspace when it is left out: judged as if it had been said.
 _WHOLE_WORKSPACE = ("list_directory", "find_files", "search_text")
+# Arguments of built-in tools that name a link itself where they name one: rename(2), unlink(2).
+_ON_LINKS = frozenset([("move", "source"), ("move", "destination"), ("delete", "path")])
 _SCHEMES = ("http://", "https://", "ws://", "wss://", "ftp://")
 _PATH_STARTS = ("/", "~/", "./", "../", "file://")
 _PATH_NAMES = frozenset(
@@ -98,6 +101,32 @@ class Request:
     def paths(self) -> tuple[str, ...]:
         """Every path that an argument names, or seems to."""
         return tuple(u.value for u in self.uses if u.kind in ("read", "write", "path"))
+
+    def resolved(self, follow: Callable[[str, bool], str]) -> Request:
+        """The call with each path where it leads; itself where no path leads elsewhere.
+
+        Args:
+            follow: Gives the path that a canonical path leads to; its second argument says whether
+                the last component is followed, which it is not where a tool acts on links
+                themselves.
+
+        Arguments that are declared are changed with it, and those that only look like paths are
+        not; rules see all of them in `paths`.
+        """
+        arguments: Any = self.arguments
+        uses: list[Use] = []
+        for use in self.uses:
+            if use.kind in ("read", "write", "path"):
+                last = bool(self.server) or (self.tool, use.argument) not in _ON_LINKS
+                path = follow(use.value, last)
+                if path != use.value:
+                    if use.declared:
+                        arguments = _put(arguments, _steps(use.argument), path)
+                    use = replace(use, value=path)
+            uses.append(use)
+        if tuple(uses) == self.uses:
+            return self
+        return replace(self, arguments=arguments, uses=tuple(uses))
 
     @cached_property
     def command(self) -> CommandLine:
@@ -248,3 +277,25 @@ def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
         elif isinstance(item, list | tuple):
             for index, inner in enumerate(cast("Sequence[Any]", item)):
                 waiting.append((f"{name}[{index}]", inner))
+
+
+def _steps(argument: str) -> list[str | int]:
+    """A declared argument's dotted name as keys and indices."""
+    steps: list[str | int] = []
+    for part in argument.split("."):
+        name, *indices = re.split(r"\[(\d+)\]", part)
+        steps += [name, *(int(index) for index in indices if index)]
+    return steps
+
+
+def _put(holder: Any, steps: list[str | int], value: str) -> Any:
+    """A copy of `holder` with `value` at `steps`."""
+    if not steps:
+        return value
+    first, *rest = steps
+    if isinstance(first, int):
+        items = list(cast("Sequence[Any]", holder))
+        items[first] = _put(items[first], rest, value)
+        return items
+    mapping = cast("Mapping[str, Any]", holder)
+    return {**mapping, first: _put(mapping[first], rest, value)}

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -234,6 +234,32 @@ def _failed(index: int, why: str) -> Decision:
         effect="deny", reason=f"the rule could not be evaluated: {why}",
         rule=f"tools.rules[{index}]", code="rule_failed",
     )  # fmt: skip
+
+
+def judge(
+    rules: Rules, request: Request, follow: Callable[[str, bool], str] | None
+) -> tuple[Request, Decision]:
+    """Judge a call by what its paths say and by where they lead; the stricter verdict counts.
+
+    Args:
+        rules: Of its policy.
+        request: As asked for, canonical.
+        follow: As in `Request.resolved`; None follows no link.
+
+    Returns:
+        The call to run (with the paths where they lead, but for another server's tool, whose links
+        are its own), and the verdict.
+    """
+    decision = rules.decide(request)
+    led = request if follow is None else request.resolved(follow)
+    if led is request:
+        return request, decision
+    other = rules.decide(led)
+    if _ORDER.index(other.effect) < _ORDER.index(decision.effect):
+        pairs = zip(request.uses, led.uses, strict=True)
+        links = [f"{a.value} leads to {b.value}" for a, b in pairs if a.value != b.value]
+        decision = replace(other, reason=f"{other.reason} ({'; '.join(links)})")
+    return (request if request.server else led), decision
 
 
 def ambiguous(error: CanonicalError) -> Decision:

@@ -37,7 +37,8 @@ async def run(call: Call, version: Version) -> Ran:
     """Do the operation of the tool's name in a sandbox."""
     policy = version.policy
     try:
-        result = await version.engine.call(call.tool, _inside(call, version))
+        arguments = _inside(call, version)
+        result = await version.engine.call(call.tool, arguments, grant=call.grant)
     except OperationError as error:
         text = f"{call.tool} failed ({error.code}): {error}"
         if error.code in _OUTSIDE:
