@@ -2,7 +2,8 @@
 
 Theory of operation
     A POST is one message. Its answer leaves as JSON when nothing precedes it, else as an event
-    stream, which is also begun when nothing has come for 15 s. A legacy client has a session by
+    stream, which is also begun when nothing has come for 15 s. A client of 2025-11-25 has a stream
+    from the start, and can come back to it (`event_stream`). A legacy client has a session by
     `Mcp-Session-Id`, bound to its principal; all modern requests of a principal share one session,
     for they have no state of their own. Host and Origin are checked before anything else.
 """
@@ -10,18 +11,29 @@ Theory of operation
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import contextlib
 import hashlib
-import hmac
-from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from . import agreement
+from .agreement import Annotation
+from .event_stream import Stream, Streams
+from .response import (
+    PING_SECONDS,
+    Receive,
+    Refused,
+    Response,
+    Scope,
+    Send,
+    body_of,
+    hung_up,
+    respond,
+)
 from .wire import jsonrpc
-from .wire.jsonrpc import Message, object_of
+from .wire.jsonrpc import Message, is_object, list_of, object_of
 from .wire.session import (
+    ANYBODY,
+    CAPABILITIES,
     HANDSHAKE_VERSIONS,
     MODERN_VERSIONS,
     VERSION,
@@ -29,67 +41,74 @@ from .wire.session import (
     Session,
 )
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
 PATH = "/mcp"
 MAX_SESSIONS = 256
-_PING_SECONDS = 15.0
-_NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
-_ROUTING = ("mcp-protocol-version", "mcp-method", "mcp-name")
-# 2026-07-28, "Streamable HTTP": errors of the protocol have a status of their own.
-_STATUS = {
-    -32700: 400,
-    -32600: 400,
-    -32602: 400,
-    -32020: 400,
-    -32021: 400,
-    -32022: 400,
-    -32601: 404,
-}
-_STREAM = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache, no-transform")]
+_RESUMABLE = "2025-11-25"  # before it, clients take an event without data for an error
+_AWAY_SECONDS = 60.0  # how long a session's own stream outlives its client's hanging up
+_MOST_PAGES = 100
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, code: int, text: str, id: Any = None, data: Any = None) -> None:
-        super().__init__(text)
-        error: Message = {"code": code, "message": text}
-        if data is not None:
-            error["data"] = data
-        self.status, self.body = status, jsonrpc.error(id, error)
+class _Legacy:
+    """A session that its client names in each request."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.streams = Streams(session.drained)
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether its client comes back to a stream that has broken."""
+        client = self.session.client
+        return client is not None and client.version >= _RESUMABLE
 
 
-class _Stream:
-    """A sink whose messages one response sends."""
+class _Modern:
+    """What all requests of one principal share."""
 
-    def __init__(self, drained: Callable[[], None]) -> None:
-        self.buffered_bytes = 0
-        self.closed = False
-        self._queue: deque[tuple[bytes, Message]] = deque()
-        self._news = asyncio.Event()
-        self._drained = drained
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._annotated: dict[str, list[Annotation]] = {}
+        self._listing = asyncio.Lock()
 
-    def send(self, message: Message) -> None:
-        data = jsonrpc.encode(message)
-        if not self.closed:
-            self._queue.append((data, message))
-            self.buffered_bytes += len(data)
-            self._news.set()
+    async def annotated(self, tool: Any, meta: Message) -> list[Annotation]:
+        """The arguments of `tool` that headers repeat, as its client was shown it; lists if need be.
 
-    async def next(self, seconds: float) -> tuple[bytes, Message] | None:
-        """The next message; None when none has come in time."""
-        while not self._queue:
-            self._news.clear()
-            try:
-                await asyncio.wait_for(self._news.wait(), seconds)
-            except TimeoutError:
-                return None
-        data, message = self._queue.popleft()
-        self.buffered_bytes -= len(data)
-        if not self._queue:
-            self._drained()
-        return data, message
+        Raises:
+            Refused: the tools cannot be listed.
+        """
+        if tool not in self._annotated:
+            async with self._listing:
+                if tool not in self._annotated:
+                    await self._list(meta)
+        return self._annotated.get(tool, [])
+
+    def shown(self, result: Any) -> None:
+        """A client has been shown these tools."""
+        for tool in list_of(object_of(result).get("tools")):
+            name = object_of(tool).get("name")
+            if isinstance(name, str):
+                self._annotated[name] = agreement.annotated_by(tool.get("inputSchema"))
+
+    async def _list(self, meta: Message) -> None:
+        envelope = {k: v for k, v in meta.items() if k in (VERSION, CAPABILITIES)}
+        params: Message = {"_meta": envelope}
+        for _ in range(_MOST_PAGES):
+            stream = Stream(self.session.drained)
+            reader = stream.attach()
+            listing = jsonrpc.request("list", "tools/list", params)
+            self.session.receive(listing, stream, stateless=True)
+            event = None
+            while event is None or not event.is_final:
+                event = await stream.next(reader, PING_SECONDS)
+            if "error" in event.message:
+                if object_of(event.message["error"]).get("code") == jsonrpc.METHOD_NOT_FOUND:
+                    return
+                raise Refused.by(200, event.message)
+            result = object_of(event.message["result"])
+            self.shown(result)
+            if not isinstance(result.get("nextCursor"), str):
+                return
+            params = {"_meta": envelope, "cursor": result["nextCursor"]}
 
 
 class HttpServer:
@@ -98,19 +117,27 @@ class HttpServer:
     Args:
         handler: Serves a session; see `Session`.
         hosts: What `Host` may be, with the port; `Origin`, where there is one, must name one, too.
-        token: What `Authorization: Bearer` must hold; "" asks for none.
+        tokens: What `Authorization: Bearer` must hold, by the client's name, which is its
+            principal; empty asks for none, and all clients are one principal.
+        stream_seconds: After that the stream of a POST is ended, if its client can resume it by GET
+            (2025-11-25, "polling"): what stands between them may not hold a request so long.
     """
 
     def __init__(
-        self, handler: Callable[[Session], Handler], hosts: set[str], token: str = ""
-    ) -> None:
-        self._handler, self._hosts, self._token = handler, hosts, token
-        self._sessions: dict[str, Session] = {}
-        self._stateless: dict[str, Session] = {}
+        self, handler: Callable[[Session], Handler], hosts: set[str],
+        tokens: Mapping[str, str], *,
+        stream_seconds: float,
+    ) -> None:  # fmt: skip
+        self._handler, self._hosts = handler, hosts
+        self._principals = {hashlib.sha256(t.encode()).digest(): n for n, t in tokens.items()}
+        self._stream_seconds = stream_seconds
+        self._legacy: dict[str, _Legacy] = {}
+        self._modern: dict[str, _Modern] = {}
 
     async def aclose(self) -> None:
         """End every session."""
-        sessions = [*self._sessions.values(), *self._stateless.values()]
+        sessions = [h.session for h in self._legacy.values()]
+        sessions += [h.session for h in self._modern.values()]
         await asyncio.gather(*(s.aclose() for s in sessions), return_exceptions=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,45 +150,45 @@ class HttpServer:
             elif scope["method"] == "GET":
                 await self._get(scope, receive, send, principal)
             elif scope["method"] == "DELETE":
-                session = self._session(scope, principal)
-                del self._sessions[session.id]
+                session = self._session(scope, principal).session
+                del self._legacy[session.id]
                 await session.aclose()
-                await _respond(send, 200, b"")
+                await respond(send, 200, b"")
             else:
-                raise _Refused(405, jsonrpc.INVALID_REQUEST, "POST, GET or DELETE")
-        except _Refused as refused:
-            await _respond(send, refused.status, jsonrpc.encode(refused.body))
+                raise Refused(405, jsonrpc.INVALID_REQUEST, "POST, GET or DELETE")
+        except Refused as refused:
+            await respond(send, refused.status, jsonrpc.encode(refused.body))
 
     def _check(self, scope: Scope) -> str:
-        """Who asks. Raises `_Refused`."""
+        """Who asks. Raises `Refused`."""
         host = _header(scope, "host") or ""
         if host.lower() not in self._hosts:
-            raise _Refused(403, jsonrpc.INVALID_REQUEST, f"Host {host[:200]!r} is not served here")
+            raise Refused(403, jsonrpc.INVALID_REQUEST, f"Host {host[:200]!r} is not served here")
         origin = _header(scope, "origin")
         if origin is not None and origin.lower().partition("://")[2] not in self._hosts:
-            raise _Refused(403, jsonrpc.INVALID_REQUEST, "Requests of other origins are refused")
+            raise Refused(403, jsonrpc.INVALID_REQUEST, "Requests of other origins are refused")
         if scope["path"].rstrip("/") != PATH:
-            raise _Refused(404, jsonrpc.INVALID_REQUEST, f"Nothing is here; try {PATH}")
-        if not self._token:
-            return "loopback"
+            raise Refused(404, jsonrpc.INVALID_REQUEST, f"Nothing is here; try {PATH}")
+        if not self._principals:
+            return ANYBODY
         given = (_header(scope, "authorization") or "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self._token.encode()):
-            raise _Refused(401, jsonrpc.INVALID_REQUEST, "A bearer token is needed")
-        return hashlib.sha256(self._token.encode()).hexdigest()[:16]
+        # Looked up by digest: how long that takes tells nothing of a token.
+        principal = self._principals.get(hashlib.sha256(given.encode()).digest())
+        if principal is None:
+            raise Refused(401, jsonrpc.INVALID_REQUEST, "A bearer token is needed")
+        return principal
 
-    def _session(self, scope: Scope, principal: str) -> Session:
+    def _session(self, scope: Scope, principal: str) -> _Legacy:
         name = _header(scope, "mcp-session-id")
         if name is None:
-            raise _Refused(400, jsonrpc.INVALID_REQUEST, "Mcp-Session-Id is missing")
-        session = self._sessions.get(name)
-        if session is None or session.principal != principal:
-            raise _Refused(
-                404, jsonrpc.INVALID_REQUEST, "There is no such session; initialize anew"
-            )
+            raise Refused(400, jsonrpc.INVALID_REQUEST, "Mcp-Session-Id is missing")
+        held = self._legacy.get(name)
+        if held is None or held.session.principal != principal:
+            raise Refused(404, jsonrpc.INVALID_REQUEST, "There is no such session; initialize anew")
         version = _header(scope, "mcp-protocol-version")
         if version is not None and version not in HANDSHAKE_VERSIONS:
-            raise _Refused(400, jsonrpc.INVALID_REQUEST, f"Unsupported version {version[:50]!r}")
-        return session
+            raise Refused(400, jsonrpc.INVALID_REQUEST, f"Unsupported version {version[:50]!r}")
+        return held
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, principal: str) -> None:
         accept = _header(scope, "accept") or ""
@@ -169,187 +196,124 @@ class HttpServer:
             "*/*" in accept or ("application/json" in accept and "text/event-stream" in accept)
         ):
             text = "Accept must name application/json and text/event-stream"
-            raise _Refused(406, jsonrpc.INVALID_REQUEST, text)
+            raise Refused(406, jsonrpc.INVALID_REQUEST, text)
         if (_header(scope, "content-type") or "").partition(";")[0].strip() != "application/json":
-            raise _Refused(415, jsonrpc.INVALID_REQUEST, "Content-Type must be application/json")
+            raise Refused(415, jsonrpc.INVALID_REQUEST, "Content-Type must be application/json")
         try:
-            message = jsonrpc.decode(await _body(receive))
+            message = jsonrpc.decode(await body_of(receive))
         except jsonrpc.FrameError as problem:
-            await _respond(send, 400, jsonrpc.encode(problem.answers[0]))
+            await respond(send, 400, jsonrpc.encode(problem.answers[0]))
             return
         assert jsonrpc.is_object(message)
         named = _header(scope, "mcp-protocol-version")
         inside = VERSION in object_of(object_of(message.get("params")).get("_meta"))
-        if message.get("method") != "initialize" and (inside or named in MODERN_VERSIONS):
-            await self._modern(scope, receive, send, principal, message)
+        if inside or named in MODERN_VERSIONS:
+            await self._post_modern(scope, receive, send, principal, message)
             return
         if named is not None and named not in HANDSHAKE_VERSIONS:
             data = {"supported": list(MODERN_VERSIONS), "requested": named}
             text = "Unsupported protocol version"
-            raise _Refused(400, jsonrpc.UNSUPPORTED_VERSION, text, message.get("id"), data)
+            raise Refused(400, jsonrpc.UNSUPPORTED_VERSION, text, message.get("id"), data)
         if message.get("method") == "initialize":
-            if len(self._sessions) >= MAX_SESSIONS:
-                oldest = self._sessions.pop(next(iter(self._sessions)))
-                await oldest.aclose()
+            if len(self._legacy) >= MAX_SESSIONS:
+                oldest = self._legacy.pop(next(iter(self._legacy)))
+                await oldest.session.aclose()
             session = Session(self._handler, None, principal=principal)
             session.has_streams = True
-            self._sessions[session.id] = session
+            held = self._legacy[session.id] = _Legacy(session)
         else:
-            session = self._session(scope, principal)
-        await self._exchange(receive, send, session, message, stateless=False)
+            held = self._session(scope, principal)
+        session = held.session
+        resumable = held.is_resumable and "id" in message and "method" in message
+        stream = held.streams.open() if resumable else Stream(session.drained)
+        session.receive(message, stream)
+        if "id" not in message or "method" not in message:
+            await respond(send, 202, b"")
+            return
+        headers = [(b"mcp-session-id", session.id.encode())]
+        response = Response(send, asyncio.create_task(hung_up(receive)), stream, headers)
+        await response.run(resumable=resumable, seconds=self._stream_seconds)
 
-    async def _modern(
+    async def _post_modern(
         self, scope: Scope, receive: Receive, send: Send, principal: str, message: Message
     ) -> None:
         id, method = message.get("id"), message.get("method")
         if method is None:
-            raise _Refused(400, jsonrpc.INVALID_REQUEST, "A client posts no responses")
+            raise Refused(400, jsonrpc.INVALID_REQUEST, "A client posts no responses")
         if "id" not in message:
             # Possession of an id is no right to cancel: hanging up is how a request is cancelled.
-            await _respond(send, 202, b"")
+            await respond(send, 202, b"")
             return
-        for header in _ROUTING:
-            if sum(key == header.encode() for key, _ in scope["headers"]) > 1:
-                raise _Refused(400, jsonrpc.HEADER_MISMATCH, f"{header} is there twice", id)
-        params = object_of(message.get("params"))
-        version = object_of(params.get("_meta")).get(VERSION)
-        if version is not None and _header(scope, "mcp-protocol-version") != version:
-            text = "MCP-Protocol-Version differs from the envelope's"
-            raise _Refused(400, jsonrpc.HEADER_MISMATCH, text, id)
-        if _header(scope, "mcp-method") != method:
-            raise _Refused(400, jsonrpc.HEADER_MISMATCH, "Mcp-Method differs from the method", id)
-        if (key := _NAMED.get(method)) and params.get(key) is not None:
-            name = _decoded(_header(scope, "mcp-name"))
-            if name != params[key]:
-                raise _Refused(400, jsonrpc.HEADER_MISMATCH, f"Mcp-Name differs from {key}", id)
-        session = self._stateless.get(principal)
-        if session is None:
-            session = self._stateless[principal] = Session(self._handler, None, principal=principal)
+        if wrong := agreement.disagreement(scope["headers"], message):
+            raise Refused(400, jsonrpc.HEADER_MISMATCH, wrong, id)
+        held = self._modern.get(principal)
+        if held is None:
+            session = Session(self._handler, None, principal=principal)
             session.has_streams = True
-        await self._exchange(receive, send, session, message, stateless=True)
-
-    async def _exchange(
-        self, receive: Receive, send: Send, session: Session, message: Message, *, stateless: bool
-    ) -> None:
-        stream = _Stream(session.drained)
-        exchange = session.receive(message, stream, stateless=stateless)
-        if "id" not in message or "method" not in message:
-            await _respond(send, 202, b"")
-            return
-        headers: list[tuple[bytes, bytes]] = []
-        if not stateless:
-            headers.append((b"mcp-session-id", session.id.encode()))
-        hung_up = asyncio.create_task(_hung_up(receive))
-        if stateless and exchange is not None:
+            held = self._modern[principal] = _Modern(session)
+        params = object_of(message.get("params"))
+        arguments = params.get("arguments", {})
+        if method == "tools/call" and is_object(arguments) and isinstance(params.get("name"), str):
+            try:
+                annotated = await held.annotated(params["name"], object_of(params.get("_meta")))
+            except Refused as refused:
+                raise Refused.by(refused.status, {**refused.body, "id": id}) from None
+            wrong = agreement.parameter_disagreement(scope["headers"], annotated, arguments)
+            if wrong:
+                raise Refused(400, jsonrpc.HEADER_MISMATCH, wrong, id)
+        session = held.session
+        stream = Stream(session.drained)
+        exchange = session.receive(message, stream, stateless=True)
+        gone = asyncio.create_task(hung_up(receive))
+        response = Response(send, gone, stream, [], is_modern=True)
+        if exchange is not None:
 
             def on_hung_up(_: object) -> None:
                 if not stream.closed:
                     session.disconnected(exchange)
 
-            hung_up.add_done_callback(on_hung_up)
-        try:
-            begun = False
-            while not hung_up.done():
-                got = await _first(stream.next(_PING_SECONDS), hung_up)
-                final = got is not None and "method" not in got[1]
-                if got is not None and final and not begun:
-                    code = object_of(got[1].get("error")).get("code")
-                    status = _STATUS.get(code, 200) if stateless and type(code) is int else 200
-                    stream.closed = True
-                    await _respond(send, status, got[0], headers)
-                    return
-                if not begun:
-                    begun = True
-                    await send({"type": "http.response.start", "status": 200,
-                                "headers": [*_STREAM, *headers]})  # fmt: skip
-                if final:
-                    stream.closed = True
-                await send(
-                    {"type": "http.response.body", "body": _event(got), "more_body": not final}
-                )
-                if final:
-                    return
-        finally:
-            stream.closed = True
-            hung_up.cancel()
+            gone.add_done_callback(on_hung_up)
+        final = await response.run()
+        if method == "tools/list" and final is not None:
+            held.shown(final.get("result"))
 
     async def _get(self, scope: Scope, receive: Receive, send: Send, principal: str) -> None:
-        session = self._session(scope, principal)
-        if session.sink is not None:
-            raise _Refused(409, jsonrpc.INVALID_REQUEST, "This session has a stream already")
-        stream = session.sink = _Stream(session.drained)
-        hung_up = asyncio.create_task(_hung_up(receive))
-        await send({"type": "http.response.start", "status": 200, "headers": _STREAM})
+        held = self._session(scope, principal)
+        session = held.session
+        if "text/event-stream" not in (_header(scope, "accept") or "*/*").replace(
+            "*/*", "text/event-stream"
+        ):
+            raise Refused(406, jsonrpc.INVALID_REQUEST, "Accept must name text/event-stream")
+        came = _header(scope, "last-event-id")
+        if came is not None:
+            stream = held.streams.resume(came)
+            if stream is None:
+                text = "What came after this event is no longer there"
+                raise Refused(404, jsonrpc.INVALID_REQUEST, text)
+        elif session.sink is not None:
+            raise Refused(409, jsonrpc.INVALID_REQUEST, "This session has a stream already")
+        else:
+            stream = held.streams.open() if held.is_resumable else Stream(session.drained)
+            session.sink = stream
+        response = Response(send, asyncio.create_task(hung_up(receive)), stream, [])
+        own = stream is session.sink
         try:
-            await send({"type": "http.response.body", "body": b": open\r\n\r\n", "more_body": True})
-            while not hung_up.done() and session.id in self._sessions:
-                got = await _first(stream.next(_PING_SECONDS), hung_up)
-                await send({"type": "http.response.body", "body": _event(got), "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+            await response.run(
+                resumable=held.is_resumable, first=b": open\r\n\r\n",
+                while_=lambda: session.id in self._legacy,
+            )  # fmt: skip
         finally:
-            session.sink = None
-            hung_up.cancel()
+            if own and not held.is_resumable:
+                session.sink = None
+            elif own:
+                asyncio.get_running_loop().call_later(_AWAY_SECONDS, _leave, session, response)
 
 
-async def _first(message: Any, hung_up: asyncio.Task[None]) -> tuple[bytes, Message] | None:
-    """The next message, or None when the client has hung up or nothing came."""
-    waiting: asyncio.Task[tuple[bytes, Message] | None] = asyncio.create_task(message)
-    await asyncio.wait({waiting, hung_up}, return_when=asyncio.FIRST_COMPLETED)
-    if waiting.done():
-        return waiting.result()
-    waiting.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await waiting
-    return None
-
-
-async def _hung_up(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _body(receive: Receive) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Refused(400, jsonrpc.INVALID_REQUEST, "The body was cut")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > jsonrpc.MAX_FRAME_BYTES:
-            raise _Refused(413, jsonrpc.INVALID_REQUEST, "The body is too large")
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
-async def _respond(
-    send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None
-) -> None:
-    kind = [(b"content-type", b"application/json")] if body else []
-    start = {"type": "http.response.start", "status": status, "headers": [*kind, *(headers or [])]}
-    await send(start)
-    await send({"type": "http.response.body", "body": body})
-
-
-def _event(got: tuple[bytes, Message] | None) -> bytes:
-    if got is None:
-        return b": ping\r\n\r\n"
-    return b"event: message\r\ndata: " + got[0].rstrip(b"\n") + b"\r\n\r\n"
+def _leave(session: Session, response: Response) -> None:
+    """Take a session's own stream from it unless its client has come back."""
+    if session.sink is response.stream and response.is_last:
+        session.sink = None
 
 
 def _header(scope: Scope, name: str) -> str | None:
-    for key, value in scope["headers"]:
-        if key == name.encode():
-            return str(value.decode("latin-1"))
-    return None
-
-
-def _decoded(value: str | None) -> str | None:
-    """A header's value, also where it is wrapped in base64 (2026-07-28, "Custom headers")."""
-    if value is None or not (value.startswith("=?base64?") and value.endswith("?=")):
-        return value
-    try:
-        return base64.b64decode(value[9:-2], validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        return None
+    return agreement.header(scope["headers"], name)

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..isolation import Engine
@@ -26,6 +27,22 @@ from .wire.stdio import Pipe
 from .wire.upstream import Upstream, sandboxed
 
 _FINISH_SECONDS = 1.0  # for what is in flight when a client that still listens closes its end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listen:
+    """Where and to whom streamable HTTP is served.
+
+    Attributes:
+        host, port: Port 0 takes a free one.
+        tokens: The bearer token of each client, by the client's name; empty asks for none.
+        stream_seconds: After that an event stream ends, and a client that can comes back to it.
+    """
+
+    host: str
+    port: int
+    tokens: Mapping[str, str] = field(default_factory=dict[str, str])
+    stream_seconds: float = 300.0
 
 
 class _PipeSink:
@@ -88,15 +105,14 @@ async def serve_stdio(handler: Callable[[Session], Handler]) -> None:
 
 
 async def serve_http(
-    handler: Callable[[Session], Handler], host: str, port: int, token: str,
+    handler: Callable[[Session], Handler], listen: Listen,
     started: Callable[[int], None] = lambda port: None,
 ) -> None:  # fmt: skip
     """Serve on `http://host:port/mcp` until SIGTERM or SIGINT, or the caller is cancelled.
 
     Args:
         handler: Serves a session.
-        host, port: Port 0 takes a free one.
-        token: What clients must present as a bearer token; "" asks for none.
+        listen: Where, and to whom.
         started: Told the port once connections are taken.
     """
     import socket
@@ -105,12 +121,14 @@ async def serve_http(
 
     from .http import HttpServer
 
+    host = listen.host
     listener = socket.create_server(
-        (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        (host, listen.port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
     )
     number = listener.getsockname()[1]
     names = {host if ":" not in host else f"[{host}]", "127.0.0.1", "localhost", "[::1]"}
-    application = HttpServer(handler, {f"{name}:{number}" for name in names}, token)
+    hosts = {f"{name}:{number}" for name in names}
+    application = HttpServer(handler, hosts, listen.tokens, stream_seconds=listen.stream_seconds)
     config = uvicorn.Config(
         application, log_level="error", lifespan="off", ws="none", access_log=False,
         timeout_graceful_shutdown=2, server_header=False,
@@ -125,7 +143,7 @@ async def serve_http(
 
 async def serve_tools(
     policy: Policy, workspace: Path, servers: Sequence[ServerSpec] = (), *,
-    http: tuple[str, int, str] | None = None,
+    http: Listen | None = None,
 ) -> None:  # fmt: skip
     """Serve the built-in tools, and those of `servers` behind them.
 
@@ -167,7 +185,7 @@ async def serve_tools(
         if http is None:
             await serve_stdio(handler)
         else:
-            await serve_http(handler, *http, started=_say)
+            await serve_http(handler, http, started=_say)
 
 
 def _say(port: int) -> None:
@@ -186,8 +204,9 @@ def _both(outer: Policy, own: Policy) -> Policy:
 
 
 async def serve_wrapped(
-    policy: Policy, workspace: Path, command: Sequence[str], env: Mapping[str, str] | None = None
-) -> None:
+    policy: Policy, workspace: Path, command: Sequence[str],
+    env: Mapping[str, str] | None = None, *, http: Listen | None = None,
+) -> None:  # fmt: skip
     """Serve one tool server, in a sandbox under `policy`, with its own names and identity.
 
     Args:
@@ -195,6 +214,7 @@ async def serve_wrapped(
         workspace: The directory that it sees.
         command: Starts it.
         env: Added to the policy's environment.
+        http: Serves streamable HTTP there; None serves on stdio.
 
     Raises:
         SetupError: the sandbox cannot be built, or less than the policy requires is enforced.
@@ -214,4 +234,7 @@ async def serve_wrapped(
         def single(session: Session) -> Single:
             return Single(Upstream(name, launch, session, gateway.calls, version))
 
-        await serve_stdio(single)
+        if http is None:
+            await serve_stdio(single)
+        else:
+            await serve_http(single, http, started=_say)

@@ -7,7 +7,10 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..server import Listen
 
 
 def add_parser(verbs: Any) -> None:
@@ -22,10 +25,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--config", type=Path, help="file of tool servers to put behind (mcpServers)"
     )
-    parser.add_argument(
-        "--http", metavar="HOST:PORT",
-        help="serve streamable HTTP there instead; PURPLE_HTTP_TOKEN is the bearer token it asks for",
-    )  # fmt: skip
+    add_http(parser)
     parser.set_defaults(handler=run)
 
 
@@ -47,17 +47,11 @@ def run(args: argparse.Namespace) -> int:
         servers = load_servers(args.config) if args.config is not None else []
     except ConfigError as error:
         return fail(str(error))
-    http = None
-    where = "stdio"
-    if args.http is not None:
-        host, _, port = args.http.rpartition(":")
-        token = os.environ.get("PURPLE_HTTP_TOKEN", "")
-        if not port.isdigit() or not host:
-            return fail(f"--http {args.http}: write HOST:PORT, as in 127.0.0.1:8000")
-        if not token and host not in ("127.0.0.1", "localhost", "[::1]"):
-            return fail("beyond loopback a token is needed: set PURPLE_HTTP_TOKEN")
-        http = host.strip("[]"), int(port), token
-        where = args.http
+    try:
+        http = http_of(args)
+    except ValueError as error:
+        return fail(str(error))
+    where = args.http or "stdio"
     from ...isolation import IsolationError
     from ..server import serve_tools
 
@@ -71,3 +65,60 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         return fail(f"cannot write the audit log, or cannot listen: {error}")
     return 0
+
+
+def add_http(parser: argparse.ArgumentParser) -> None:
+    """Add the options of serving over HTTP."""
+    parser.add_argument(
+        "--http", metavar="HOST:PORT",
+        help="serve streamable HTTP there instead; PURPLE_HTTP_TOKEN is the bearer token it asks for",
+    )  # fmt: skip
+    parser.add_argument(
+        "--http-tokens", type=Path, metavar="FILE",
+        help="a bearer token for each client: a YAML mapping of names to tokens, readable by you alone",
+    )  # fmt: skip
+
+
+def http_of(args: argparse.Namespace) -> Listen | None:
+    """Where the options ask to serve; None for stdio.
+
+    Raises:
+        ValueError: no HOST:PORT, an unusable file of tokens, or beyond loopback without a token.
+    """
+    from ..server import Listen
+
+    if args.http is None:
+        return None
+    host, _, port = args.http.rpartition(":")
+    if not port.isdigit() or not host:
+        raise ValueError(f"--http {args.http}: write HOST:PORT, as in 127.0.0.1:8000")
+    token = os.environ.get("PURPLE_HTTP_TOKEN", "")
+    tokens = {"http": token} if token else {}
+    if args.http_tokens is not None:
+        tokens |= _tokens(args.http_tokens)
+    if not tokens and host not in ("127.0.0.1", "localhost", "[::1]"):
+        raise ValueError("beyond loopback a token is needed: set PURPLE_HTTP_TOKEN")
+    return Listen(host=host.strip("[]"), port=int(port), tokens=tokens)
+
+
+def _tokens(path: Path) -> dict[str, str]:
+    import yaml
+
+    from ..wire.jsonrpc import is_object
+
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ValueError(f"{path}: others may read it; chmod 600 {path}")
+        found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not is_object(found) or not found:
+        raise ValueError(f"{path}: a mapping of clients' names to tokens is needed")
+    tokens: dict[str, str] = {}
+    for name, token in found.items():
+        if not isinstance(token, str) or len(token) < 16:
+            raise ValueError(f"{path}: {name}: a token is a text of 16 characters or more")
+        if token in tokens.values():
+            raise ValueError(f"{path}: {name}: has the token of another")
+        tokens[str(name)] = token
+    return tokens

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .serve import add_http, http_of
+
 
 def add_parser(verbs: Any) -> None:
     """Add the verb."""
@@ -25,6 +27,7 @@ def add_parser(verbs: Any) -> None:
         "--env", action="append", default=[], metavar="NAME",
         help="a variable of the caller's that the server gets, too (may be repeated)",
     )  # fmt: skip
+    add_http(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- SERVER…")
     parser.set_defaults(handler=run)
 
@@ -47,12 +50,19 @@ def run(args: argparse.Namespace) -> int:
     if missing := [name for name in args.env if name not in os.environ]:
         return fail(f"--env {missing[0]}: there is no such variable; set it, or leave it out")
     env = {name: os.environ[name] for name in args.env}
+    try:
+        http = http_of(args)
+    except ValueError as error:
+        return fail(str(error))
     from ...isolation import CommandNotFound, IsolationError
     from ..server import serve_wrapped
 
-    print(f"purple: {shlex.join(command)} under {policy.name} on stdio", file=sys.stderr)
+    print(
+        f"purple: {shlex.join(command)} under {policy.name} on {args.http or 'stdio'}",
+        file=sys.stderr,
+    )
     try:
-        asyncio.run(serve_wrapped(policy, workspace, command, env))
+        asyncio.run(serve_wrapped(policy, workspace, command, env, http=http))
     except CommandNotFound as error:
         return fail(str(error), 126 if error.code == "EACCES" else 127)
     except IsolationError as error:

@@ -36,6 +36,7 @@ LOG_LEVEL, SERVER_INFO, SUBSCRIPTION = (
 )  # fmt: skip
 ENVELOPE = frozenset({VERSION, CLIENT_INFO, CAPABILITIES, LOG_LEVEL})
 
+ANYBODY = "loopback"  # the principal of all HTTP clients where no token is asked for
 MAX_IN_FLIGHT = 1024
 ASK_SECONDS = 300.0  # a person may have to answer; a client without a stream never will
 PARKED_SECONDS = 600.0
@@ -76,7 +77,9 @@ class Client:
 
     @property
     def name(self) -> str:
-        """Its own name, for the record; "" when it gave none."""
+        """Of its token, else what it calls itself, for rules and the record; "" when neither is."""
+        if self.principal not in ("", ANYBODY):
+            return self.principal
         name = self.info.get("name")
         return name[:200] if isinstance(name, str) else ""
 
@@ -269,7 +272,9 @@ class Session:
                 raise RpcError(jsonrpc.INVALID_REQUEST, "Invalid request: this id is in use")
             if len(self._tasks) >= MAX_IN_FLIGHT:
                 raise RpcError(jsonrpc.OVERLOADED, f"Over {MAX_IN_FLIGHT} requests in flight")
-            client = self._admit(message["method"], object_of(message.get("params")))
+            client = self._admit(
+                message["method"], object_of(message.get("params")), stateless=stateless
+            )
             exchange = Exchange(self, id, message, client, sink)
             if stateless:
                 exchange.key = object()
@@ -284,8 +289,14 @@ class Session:
         task.add_done_callback(self._tasks.discard)
         return exchange
 
-    def _admit(self, method: str, params: Message) -> Client:
+    def _admit(self, method: str, params: Message, *, stateless: bool) -> Client:
         """The client that a request comes from; settles the session's era by its first."""
+        if stateless and method == "initialize":
+            raise RpcError(jsonrpc.METHOD_NOT_FOUND, "2026-07-28 has no initialize")
+        if stateless:
+            made = envelope(params, self.principal)
+            self.client = self.client or made
+            return made
         meta = object_of(params.get("_meta"))
         modern = VERSION in meta
         client = self.client
@@ -322,6 +333,8 @@ class Session:
         try:
             with tracing.serving(exchange):
                 result = await self._handler.handle(exchange)
+            if exchange.method == "initialize":
+                self.negotiated = str(result.get("protocolVersion", ""))
             if exchange.client.era == "modern" and "resultType" not in result:
                 result = {**result, "resultType": "complete"}
             self._finish(exchange, jsonrpc.result(exchange.id, result))

@@ -6,14 +6,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 import httpx2
 import pytest
 from mcp import Client
 
-from purplebox.gateway.server import serve_http
+from purplebox.gateway.server import Listen, serve_http
 from purplebox.gateway.wire.builtin import cacheable, described
 from purplebox.gateway.wire.jsonrpc import notification
 from purplebox.gateway.wire.router import Single
@@ -33,6 +33,7 @@ class Served:
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
+        self.go = asyncio.Event()
 
     async def describe(self, client: Any, exchange: Any) -> Any:
         kinds: Any = {"capabilities": {"tools": {}, "logging": {}}}
@@ -40,7 +41,10 @@ class Served:
 
     async def request(self, exchange: Any, method: str, params: Any) -> Any:
         if method == "tools/list":
-            tools = [{"name": "t", "inputSchema": {"type": "object"}}]
+            region = {"type": "string", "x-mcp-header": "Region"}
+            count = {"type": "integer", "x-mcp-header": "Count"}
+            schema = {"type": "object", "properties": {"region": region, "count": count}}
+            tools = [{"name": "t", "inputSchema": schema}]
             return cacheable(exchange.client, {"tools": tools})
         name = params["name"]
         self.seen.append(params.get("arguments"))
@@ -51,6 +55,9 @@ class Served:
             answer = await exchange.ask("elicitation/create", {"message": "?", "mode": "form",
                 "requestedSchema": {"type": "object", "properties": {}}})  # fmt: skip
             return {"content": [{"type": "text", "text": json.dumps(answer["action"])}]}
+        if name == "later":
+            exchange.progress({"progress": 1})
+            await self.go.wait()
         if name == "forever":
             try:
                 await asyncio.Event().wait()
@@ -66,11 +73,13 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def served(token: str = "", backend: Callable[[], Any] = Served) -> AsyncGenerator[str]:
+async def served(
+    tokens: Mapping[str, str] | None = None, backend: Callable[[], Any] = Served,
+    stream_seconds: float = 300.0,
+) -> AsyncGenerator[str]:  # fmt: skip
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(
-        serve_http(lambda _: Single(backend()), "127.0.0.1", 0, token, port.set_result)
-    )
+    listen = Listen(host="127.0.0.1", port=0, tokens=tokens or {}, stream_seconds=stream_seconds)
+    task = asyncio.create_task(serve_http(lambda _: Single(backend()), listen, port.set_result))
     try:
         yield f"http://127.0.0.1:{await port}/mcp"
     finally:
@@ -82,6 +91,11 @@ async def served(token: str = "", backend: Callable[[], Any] = Served) -> AsyncG
 def rpc(method: str, params: Any = None, id: Any = 1) -> Any:
     message = {"jsonrpc": "2.0", "id": id, "method": method}
     return message if params is None else {**message, "params": params}
+
+
+def answer_in(stream: str) -> Any:
+    """The last message of an event stream."""
+    return [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")][-1]
 
 
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28", "auto"])
@@ -114,7 +128,7 @@ def test_the_sdks_client_is_served_in_both_eras(mode: Any) -> None:
 
 def test_foreign_hosts_origins_and_tokens_are_refused() -> None:
     async def go() -> None:
-        async with served("s3cret") as url, httpx2.AsyncClient() as http:
+        async with served({"one": "s3cret"}) as url, httpx2.AsyncClient() as http:
             good = {**MODERN, "authorization": "Bearer s3cret"}
             body = rpc("tools/list", {"_meta": ENVELOPE})
             own = url.removesuffix("/mcp")
@@ -164,9 +178,8 @@ def test_legacy_sessions_are_apart_and_end() -> None:
             for name in names:
                 call = rpc("tools/call", {"name": "x", "arguments": {"of": name}})
                 headers = {**ACCEPT, "mcp-session-id": name}
-                text = (await http.post(url, json=call, headers=headers)).json()["result"][
-                    "content"
-                ][0]["text"]
+                answer = answer_in((await http.post(url, json=call, headers=headers)).text)
+                text = answer["result"]["content"][0]["text"]
                 assert json.loads(text) == [{"of": name}]  # nothing of the other's
             assert (await http.post(url, json=rpc("ping"), headers=ACCEPT)).status_code == 400
             lost = {**ACCEPT, "mcp-session-id": "f" * 32}
@@ -197,5 +210,109 @@ def test_a_modern_client_that_hangs_up_cancels_its_call_and_equal_ids_do_not_mee
                 assert not two.done()
                 two.cancel()
                 await asyncio.gather(one, two, return_exceptions=True)
+
+    asyncio.run(go())
+
+
+def test_annotated_arguments_must_agree_with_their_headers() -> None:
+    async def go() -> None:
+        async with served() as url, httpx2.AsyncClient() as http:
+            for arguments, sent, status in (
+                ({"region": "eu"}, {"mcp-param-region": "eu"}, 200),
+                ({"region": "eü"}, {"mcp-param-region": "=?base64?ZcO8?="}, 200),
+                ({"count": 3}, {"mcp-param-count": "3.0"}, 200),
+                ({}, {}, 200),
+                ({"region": None}, {}, 200),
+                ({"region": "eu"}, {"mcp-param-region": "us"}, 400),
+                ({"region": "eu"}, {}, 400),
+                ({"region": "eü"}, {"mcp-param-region": "=?base64?ZcO8"}, 400),
+                ({}, {"mcp-param-region": "eu"}, 400),
+                ({"count": 3}, {"mcp-param-count": "4"}, 400),
+            ):  # fmt: skip
+                call = rpc("tools/call", {"name": "t", "arguments": arguments, "_meta": ENVELOPE})
+                headers = {**MODERN, "mcp-method": "tools/call", "mcp-name": "t", **sent}
+                answer = await http.post(url, json=call, headers=headers)
+                assert answer.status_code == status, (arguments, sent, answer.text)
+                if status == 400:
+                    assert answer.json()["error"]["code"] == -32020
+                    assert answer.json()["id"] == 1
+
+    asyncio.run(go())
+
+
+def events_in(stream: str) -> list[tuple[str, Any]]:
+    """Id and message of each event; None for one without data."""
+    found: list[tuple[str, Any]] = []
+    for block in stream.replace("\r\n", "\n").split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
+        if fields.get("id"):
+            found.append((fields["id"], json.loads(fields["data"]) if fields.get("data") else None))
+    return found
+
+
+async def opened(http: Any, url: str, **headers: str) -> dict[str, str]:
+    """The headers of a new legacy session."""
+    hello = rpc("initialize", {"protocolVersion": "2025-11-25", "capabilities": {},
+                               "clientInfo": {"name": "t", "version": "1"}})  # fmt: skip
+    answer = await http.post(url, json=hello, headers={**ACCEPT, **headers})
+    return {**ACCEPT, **headers, "mcp-session-id": answer.headers["mcp-session-id"]}
+
+
+def test_a_stream_that_ends_goes_on_where_the_client_was() -> None:
+    backend = Served()
+
+    async def go() -> None:
+        async with (
+            served(backend=lambda: backend, stream_seconds=0.3) as url,
+            httpx2.AsyncClient() as http,
+        ):
+            mine, other = await opened(http, url), await opened(http, url)
+            call = rpc("tools/call", {"name": "later", "_meta": {"progressToken": "p"}})
+            first = events_in((await http.post(url, json=call, headers=mine)).text)
+            assert [m and m["method"] for _, m in first] == [None, "notifications/progress"]
+            backend.go.set()
+            resume = {**mine, "last-event-id": first[0][0]}
+            again = events_in((await http.get(url, headers=resume)).text)
+            assert [m and m.get("id", m.get("method")) for _, m in again] == [
+                None, "notifications/progress", 1,
+            ]  # fmt: skip
+            assert again[1] == first[1]  # nothing twice, nothing lost, the same ids
+            last = {**mine, "last-event-id": again[1][0]}
+            tail = events_in((await http.get(url, headers=last)).text)
+            assert [m and m["id"] for _, m in tail] == [None, 1]
+            # What is another's, or never was, is not there.
+            for wrong in ({**other, "last-event-id": first[0][0]}, {**mine, "last-event-id": "9-1"},
+                          {**mine, "last-event-id": "x"}):  # fmt: skip
+                assert (await http.get(url, headers=wrong)).status_code == 404
+
+    asyncio.run(go())
+
+
+def test_each_client_has_its_own_token_and_nothing_of_another() -> None:
+    tokens = {"one": "first-token-of-16", "two": "second-token-of-16"}
+    backends: list[Served] = []
+
+    def made() -> Served:
+        backends.append(Served())
+        return backends[-1]
+
+    async def go() -> None:
+        async with served(tokens, backend=made) as url, httpx2.AsyncClient() as http:
+            bearers = [{"authorization": f"Bearer {token}"} for token in tokens.values()]
+            for number, bearer in enumerate(bearers):
+                call = rpc(
+                    "tools/call", {"name": "t2", "arguments": {"n": number}, "_meta": ENVELOPE}
+                )
+                headers = {**MODERN, **bearer, "mcp-method": "tools/call", "mcp-name": "t2"}
+                answer = (await http.post(url, json=call, headers=headers)).json()["result"]
+                assert json.loads(answer["content"][0]["text"]) == [{"n": number}]
+            assert len(backends) == 2  # one for each principal
+            mine = await opened(http, url, **bearers[0])
+            stolen = {**mine, **bearers[1]}
+            assert (await http.post(url, json=rpc("ping"), headers=mine)).status_code == 200
+            assert (await http.post(url, json=rpc("ping"), headers=stolen)).status_code == 404
+            assert (await http.delete(url, headers=stolen)).status_code == 404
+            bare = {k: v for k, v in mine.items() if k != "authorization"}
+            assert (await http.post(url, json=rpc("ping"), headers=bare)).status_code == 401
 
     asyncio.run(go())
