@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from ..isolation import Engine
+from ..isolation import Engine, View
 from ..policies import CanonicalError, Decision, Grant, Place, Policy, Rules, narrow
 from ..policies.rules import ambiguous, judge
 from .approvals.question import Asker
@@ -41,13 +41,16 @@ class Version:
     @cached_property
     def rules(self) -> Rules:
         """The policy's rules, compiled once; paths of calls begin in the engine's workspace."""
-        asked = self.engine.workspace
-        if asked is None or self.policy.filesystem.workspace == "none":
-            return Rules(self.policy, Place(home=str(Path.home())))
-        workspace, spelled = str(asked.resolve()), str(asked.absolute())
-        aliases = (spelled,) if spelled != workspace else ()
-        place = Place(workspace=workspace, home=str(Path.home()), aliases=aliases)
-        return Rules(self.policy, place)
+        return Rules(self.policy, place_of(self.policy, self.engine.workspace))
+
+
+def place_of(policy: Policy, workspace: Path | None) -> Place:
+    """Where relative paths of a call begin under `policy`, for a sandbox with this workspace."""
+    if workspace is None or policy.filesystem.workspace == "none":
+        return Place(home=str(Path.home()))
+    resolved, spelled = str(workspace.resolve()), str(workspace.absolute())
+    aliases = (spelled,) if spelled != resolved else ()
+    return Place(workspace=resolved, home=str(Path.home()), aliases=aliases)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +228,7 @@ class Calls:
         if problem is not None:
             decision = Decision(effect="deny", reason=problem.reason, rule=problem.rule)
         else:
-            call, decision = _judge(call, version)
+            call, decision = judge_call(call, version.rules, version.engine.view)
         with spans.tool_call(call.tool):
             call = replace(call, call_id=self._begin(call, decision, version))
             started = time.monotonic()
@@ -305,9 +308,12 @@ class Calls:
         )  # fmt: skip
 
 
-def _judge(call: Call, version: Version) -> tuple[Call, Decision]:
-    """The call with canonical arguments and its grant, and what the rules say of it."""
-    rules, engine = version.rules, version.engine
+def judge_call(call: Call, rules: Rules, view: View) -> tuple[Call, Decision]:
+    """The call with canonical arguments and its grant, and what the policy says of it.
+
+    Another server's tool is refused, whatever the rules say, where an argument that the policy
+    declares (`tools.arguments`) is not within what the policy grants that server.
+    """
     try:
         request = rules.request(
             tool=call.tool, arguments=call.arguments, server=call.server, client=call.client,
@@ -315,8 +321,11 @@ def _judge(call: Call, version: Version) -> tuple[Call, Decision]:
         )  # fmt: skip
     except CanonicalError as error:
         return call, ambiguous(error)
-    request, decision = judge(rules, request, lambda path, last: engine.follow(path, last=last))
-    return replace(call, arguments=request.arguments, grant=narrow(request)), decision
+    request, decision = judge(rules, request, view.follow)
+    grant = narrow(request)
+    if grant.scope == "server" and decision.effect != "deny" and (far := view.beyond(grant)):
+        decision = Decision(effect="deny", reason=far.text, rule=far.rule, code="outside_grant")
+    return replace(call, arguments=request.arguments, grant=grant), decision
 
 
 def _refused(refusal: Refusal) -> Ran:

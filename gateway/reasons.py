@@ -12,6 +12,7 @@ class Reason(StrEnum):
     POLICY_DENIED = "policy_denied"
     RULE_FAILED = "rule_failed"
     ARGUMENTS_AMBIGUOUS = "arguments_ambiguous"
+    OUTSIDE_GRANT = "outside_grant"
     FLOW_DENIED = "flow_denied"
     APPROVAL_REQUIRED = "approval_required"
     APPROVAL_DENIED = "approval_denied"

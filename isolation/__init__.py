@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from .result import Result
     from .sandbox import Engine
+    from .view import View
 
 _HOMES = {
     "Enforcement": "enforcement",
@@ -35,6 +36,7 @@ _HOMES = {
     "SetupError": "errors",
     "Result": "result",
     "Engine": "sandbox",
+    "View": "view",
 }
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "OperationError",
     "Result",
     "SetupError",
+    "View",
 ]
 
 

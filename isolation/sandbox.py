@@ -29,12 +29,12 @@ from .enforcement import Enforcement, enforcement_of
 from .errors import CommandNotFound, EnforcementError, OperationError, SetupError
 from .guard import Guard, Marks
 from .link import Link, Started
-from .links import follow
 from .plan import Plan, compile_plan
 from .pool import Pool, Ready, prepare
 from .result import Reason, Result
 from .seccomp import compile_operation_filter
 from .streams import OnOutput
+from .view import View
 
 if TYPE_CHECKING:
     from ..policies import Grant, Policy
@@ -94,6 +94,11 @@ class Engine:
         if self._enforcement is None:
             raise RuntimeError("the engine has not been entered")
         return self._enforcement
+
+    @property
+    def view(self) -> View:
+        """What its sandboxes see, asked from outside. Raises `RuntimeError` before entering."""
+        return View(self.policy, self._entered, self._guard)
 
     async def __aenter__(self) -> Engine:
         self._plan = plan = await self._compile()
@@ -201,7 +206,7 @@ class Engine:
             operation: Its name.
             arguments: As it takes them; relative paths begin in the workspace.
             grant: What of the policy it keeps, held by the kernel (narrowing.py); None keeps all.
-                Its paths lead through no symbolic link: see `follow`.
+                Its paths lead through no symbolic link: see `View.follow`.
 
         Raises:
             OperationError: refused by the kernel (`code` is errno's name) or invalid (EINVAL);
@@ -236,25 +241,6 @@ class Engine:
         return dataclasses.replace(
             result, value=answer["value"], narrowed=narrowed, stdout=b"", stdout_bytes=0
         )
-
-    def follow(self, path: str, *, last: bool = True) -> str:
-        """Where the absolute `path` leads in the sandboxes' view, symbolic links followed.
-
-        Args:
-            path: Without `..`.
-            last: Whether the last component is followed, too.
-
-        What the view does not show is not looked at, and not what a policy hides: the path is then
-        returned as it is, and the kernel decides. So is one with over 40 links.
-        """
-        followed, through = follow(self._entered, path, last=last)
-        if not through:
-            return followed
-        try:
-            hidden = self._look().hide
-        except SetupError:  # too much is hidden: no sandbox starts, and that is what is said
-            return path
-        return path if _covers(hidden, through) else followed
 
     async def run_with(
         self,
@@ -415,10 +401,6 @@ def _kept(grant: Grant | None) -> dict[str, Any] | None:
     return {
         "read": grant.read, "write": grant.write, "filter": base64.b64encode(program).decode()
     }  # fmt: skip
-
-
-def _covers(hidden: Sequence[str], paths: Sequence[str]) -> bool:
-    return any(p == h or p.startswith(h + "/") for p in paths for h in hidden)
 
 
 async def _end(started: Started, limit: float | None) -> tuple[dict[str, Any], bool]:

@@ -153,6 +153,11 @@ ESSENTIAL = frozenset(
     ]
 )
 
+# Found by denying one call after another: without these no program is loaded, without those no shell
+# or language runtime does its work.
+_LOADING = ("arch_prctl", "mprotect", "newfstatat", "openat", "pread64")
+_RUNNING = ("brk", "fcntl", "futex", "getdents64", "rt_sigreturn", "vfork")
+
 _NAMESPACE_FLAGS = 0x7E020080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _NETLINK_ROUTE = 0
@@ -172,6 +177,23 @@ def expand(names: Iterable[str]) -> list[str]:
                 f"unknown system call group {name}; known: {', '.join(sorted(GROUPS))}"
             )
     return calls
+
+
+def hampered(policy: Policy) -> list[str]:
+    """A sentence for each denial that lets no program start; `purple profile check`.
+
+    Raises:
+        ValueError: an unknown group.
+    """
+    denied = set(expand(policy.syscalls.deny))
+    said: list[str] = []
+    for names, what in (
+        ((*sorted(ESSENTIAL), *_LOADING), "no program can start"),
+        (_RUNNING, "no shell or language runtime works"),
+    ):
+        if missing := [name for name in names if name in denied]:
+            said.append(f"syscalls.deny: {', '.join(missing)}: without it {what}")
+    return said
 
 
 def compile_filter(policy: Policy) -> bytes:

@@ -2,14 +2,15 @@
 
 `load_policy` reads a `Policy` (model.py) from YAML. A call's arguments become canonical (canonical.py,
 request.py; commands.py for command lines), then `Rules` judges it, and narrow.py says what of the
-policy it needs (`Grant`). Only load.py touches files.
+policy it needs (`Grant`). check.py finds what in a policy will not be meant, diff.py what changes from
+one to another, words.py says them. Only load.py touches files.
 """
 
 from __future__ import annotations
 
 from .canonical import CanonicalError, Place, parse_json, unique_keys
 from .errors import PolicyError
-from .load import ProfileInfo, create_policy, list_policies, load_policy
+from .load import ProfileInfo, create_policy, delete_policy, list_policies, load_policy
 from .model import Policy, SyscallRule
 from .narrow import Grant, narrow
 from .request import Request
@@ -28,6 +29,7 @@ __all__ = [
     "SyscallRule",
     "create_policy",
     "decide",
+    "delete_policy",
     "list_policies",
     "load_policy",
     "narrow",

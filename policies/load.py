@@ -102,6 +102,48 @@ def create_policy(
     return path
 
 
+def delete_policy(
+    name: str, *, scope: Literal["user", "project"] = "user", project: Path | None = None
+) -> Path:
+    """Remove a profile; returns the path that it had.
+
+    Raises:
+        PolicyError: there is none of that name in that scope, or another profile extends it.
+    """
+    if not _NAME.fullmatch(name):
+        raise PolicyError(f"{name!r} is no profile name; a file of your own is yours to remove")
+    directory = dict((origin, path) for path, origin in _directories(project)).get(scope)
+    path = None if directory is None else directory / f"{name}.yaml"
+    if path is None or not path.is_file():
+        where = [i.origin for i in list_policies(project) if i.name == name and i.origin != scope]
+        hint = f"; there is a {where[0]} one, " if where else ""
+        hint += (
+            "which belongs to Purple" if where == ["shipped"] else "see --project" if where else ""
+        )
+        raise PolicyError(f"there is no {scope} profile named {name!r}{hint}")
+    if _find(name, project) == path and not _shipped(name):
+        heirs = [
+            str(info.path)
+            for info in list_policies(project)
+            if info.path != path and _parent(info.path) == name
+        ]
+        if heirs:
+            raise PolicyError(f"{', '.join(heirs)} extends it; change that first", file=str(path))
+    path.unlink()
+    return path
+
+
+def _shipped(name: str) -> bool:
+    return (_SHIPPED / f"{name}.yaml").is_file()
+
+
+def _parent(path: Path) -> str:
+    try:
+        return str(_read(path)[0].get("extends", ""))
+    except PolicyError:
+        return ""
+
+
 def _directories(project: Path | None) -> list[tuple[Path, Literal["project", "user", "shipped"]]]:
     config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     found: list[tuple[Path, Literal["project", "user", "shipped"]]] = []

@@ -53,8 +53,9 @@ WHOLE = Grant(scope="policy")
 def narrow(request: Request) -> Grant:
     """The least that serves `request`.
 
-    Of a built-in tool by what it is; of another server's by the policy's `tools.arguments`. An
-    argument that is used nobody knows how (`path`) may be written.
+    Of a built-in tool by what it is; of another server's by the policy's `tools.arguments`. What a
+    built-in tool uses both ways or either way (`path`) may be written; what another server's does,
+    has to be visible, and the kernel decides whether that may be written.
     """
     scope: Scope = "call"
     if request.server:
@@ -67,10 +68,12 @@ def narrow(request: Request) -> Grant:
         for url in request.urls
         if url.host and url.port and any(u.kind == "url" and u.value == url.text for u in declared)
     }
+    reading = ("read", "path") if request.server else ("read",)
+    paths = [u for u in declared if u.kind in ("read", "write", "path")]
     return Grant(
         scope=scope,
-        read=tuple(dict.fromkeys(u.value for u in declared if u.kind == "read")),
-        write=tuple(dict.fromkeys(u.value for u in declared if u.kind in ("write", "path"))),
+        read=tuple(dict.fromkeys(u.value for u in paths if u.kind in reading)),
+        write=tuple(dict.fromkeys(u.value for u in paths if u.kind not in reading)),
         hosts=tuple(hosts.values()),
     )
 

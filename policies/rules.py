@@ -27,7 +27,7 @@ Effect = Literal["allow", "ask", "deny"]
 # The refusals among them are reason codes of the gateway, by the same spelling.
 Code = Literal[
     "allowed", "policy_denied", "approval_required", "rule_failed", "arguments_ambiguous",
-    "flow_denied",
+    "outside_grant", "flow_denied",
 ]  # fmt: skip
 _CODES: dict[Effect, Code] = {
     "allow": "allowed", "ask": "approval_required", "deny": "policy_denied"

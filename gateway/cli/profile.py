@@ -1,4 +1,4 @@
-"""`purple profile create | list | show | check`."""
+"""`purple profile create | list | show | check | diff | explain | delete`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any, Literal
 
+from . import explain
+
 
 def add_parser(verbs: Any) -> None:
     """Add the verb group."""
     parser: argparse.ArgumentParser = verbs.add_parser(
-        "profile", help="make, list, show and check profiles"
+        "profile", help="make, list, show, check, compare, explain and delete profiles"
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = actions.add_parser("create", help="write a new profile that extends another")
@@ -21,18 +23,25 @@ def add_parser(verbs: Any) -> None:
     for name, text in (("show", "print a profile, merged"), ("check", "say what is wrong with it")):
         action = actions.add_parser(name, help=text)
         action.add_argument("profile", help="name or path")
+    compare = actions.add_parser("diff", help="say in plain words what changes from one to another")
+    compare.add_argument("profile", help="name or path")
+    compare.add_argument("other", help="name or path")
+    delete = actions.add_parser("delete", help="remove a profile of yours")
+    delete.add_argument("name")
+    delete.add_argument("--project", action="store_true", help="the one in .purple/ here")
+    explain.add_parser(actions)
     parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the action; 2 with FILE:LINE: KEY: what is wrong on a bad profile."""
-    from ...policies import PolicyError, create_policy, list_policies, load_policy
+    from ...policies import PolicyError, create_policy, delete_policy, list_policies, load_policy
     from . import fail
 
     project = Path.cwd()
+    scope: Literal["user", "project"] = "project" if getattr(args, "project", False) else "user"
     try:
         if args.action == "create":
-            scope: Literal["user", "project"] = "project" if args.project else "user"
             path = create_policy(args.name, extends=args.extends, scope=scope, project=project)
             print(path)
         elif args.action == "list":
@@ -44,6 +53,12 @@ def run(args: argparse.Namespace) -> int:
             policy = load_policy(args.profile, project=project)
             fields = policy.model_dump(mode="json", by_alias=True)
             print(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), end="")
+        elif args.action == "delete":
+            print(f"removed {delete_policy(args.name, scope=scope, project=project)}")
+        elif args.action == "diff":
+            return _diff(args.profile, args.other, project)
+        elif args.action == "explain":
+            return explain.explain(args)
         else:
             return _check(args.profile, project)
     except PolicyError as error:
@@ -51,18 +66,34 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _diff(name: str, other: str, project: Path) -> int:
+    from ...policies import load_policy
+    from ...policies.diff import diff
+
+    changes = diff(load_policy(name, project=project), load_policy(other, project=project))
+    for change in changes:
+        print(change)
+    if not changes:
+        print(f"{name} and {other} allow the same")
+    return 1 if changes else 0
+
+
 def _check(name: str, project: Path) -> int:
     from ...isolation import SetupError
     from ...isolation.plan import compile_plan
+    from ...isolation.seccomp import hampered
     from ...policies import load_policy
+    from ...policies.check import check
 
     policy = load_policy(name, project=project)
-    findings = policy.unsupported()
-    if not findings:
-        try:
+    findings = [*policy.unsupported()]
+    try:
+        findings += hampered(policy)
+        if not findings:
             compile_plan(policy, None)
-        except SetupError as error:
-            findings = [str(error)]
+    except (SetupError, ValueError) as error:
+        findings.append(str(error))
+    findings += map(str, check(policy))
     for finding in findings:
         print(f"{policy.name}: {finding}")
     if not findings:

@@ -119,12 +119,12 @@ def test_a_path_is_followed_as_far_as_the_view_shows(tree: Path, tmp_path: Path)
 
     async def body(engine: Engine) -> list[str]:
         return [
-            engine.follow(str(tree / "dir/three")),
-            engine.follow(str(tree / "dir"), last=False),
-            engine.follow(str(tree / "dir/three"), last=False),
-            engine.follow(str(tree / "out")),
-            engine.follow(str(tree / "loop")),
-            engine.follow(str(tree / "none/x")),
+            engine.view.follow(str(tree / "dir/three")),
+            engine.view.follow(str(tree / "dir"), last=False),
+            engine.view.follow(str(tree / "dir/three"), last=False),
+            engine.view.follow(str(tree / "out")),
+            engine.view.follow(str(tree / "loop")),
+            engine.view.follow(str(tree / "none/x")),
         ]
 
     assert in_engine(tree, body) == [
@@ -138,7 +138,7 @@ def test_links_in_what_a_policy_hides_are_not_looked_at(tree: Path) -> None:
 
     def follow(policy: Policy) -> str:
         async def body(engine: Engine) -> str:
-            return engine.follow(str(tree / "b/link"))
+            return engine.view.follow(str(tree / "b/link"))
 
         return in_engine(tree, body, policy)
 
