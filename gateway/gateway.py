@@ -5,6 +5,7 @@ The MCP server, the adapters for agent frameworks and Python programs use the sa
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from pathlib import Path
@@ -57,6 +58,7 @@ class Gateway:
         self._version: Version | None = None
         self._calls: Calls | None = None
         self._log: AuditLog | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def policy(self) -> Policy:
@@ -77,7 +79,15 @@ class Gateway:
             raise RuntimeError("the gateway has not been entered; use `async with`")
         return self._calls
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that it lives on. Raises `RuntimeError` before entering."""
+        if self._loop is None:
+            raise RuntimeError("the gateway has not been entered; use `async with`")
+        return self._loop
+
     async def __aenter__(self) -> Gateway:
+        self._loop = asyncio.get_running_loop()
         log = AuditLog(self._path)
         try:
             engine = await Engine(self._policy, self.workspace).__aenter__()
@@ -159,6 +169,11 @@ class SyncGateway:
         self._portals: AbstractContextManager[BlockingPortal] | None = None
         self._entered: AbstractContextManager[Gateway] | None = None
         self._portal: BlockingPortal | None = None
+
+    @property
+    def gateway(self) -> Gateway:
+        """The one on the other thread."""
+        return self._gateway
 
     def __enter__(self) -> SyncGateway:
         from anyio.from_thread import start_blocking_portal

@@ -249,8 +249,11 @@ def compile_plan(
 
 
 def _interpreters() -> tuple[str, ...]:
-    """Roots of the Python that the caller uses, where it is not system software already."""
-    roots = {sys.base_prefix, os.environ.get("VIRTUAL_ENV", "")}
+    """Roots of the Python that the caller uses, where it is not system software already.
+
+    Read-only also where they lie in the workspace: a change there would run outside, in the caller.
+    """
+    roots = {sys.base_prefix, sys.prefix, os.environ.get("VIRTUAL_ENV", "")}
     return tuple(
         sorted(r for r in roots if r and os.path.isdir(r) and not r.startswith(("/usr", "/opt")))
     )
