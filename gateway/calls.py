@@ -22,10 +22,11 @@ from typing import Any, Protocol, cast
 
 from ..isolation import Engine, View
 from ..policies import CanonicalError, Decision, Grant, Place, Policy, Rules, narrow
-from ..policies.rules import ambiguous, judge
+from ..policies.rules import ambiguous, judge, stricter
 from .approvals.question import Asker
 from .audit import AuditLog, spans
 from .audit.record import recorded_arguments
+from .flows import Flows
 from .reasons import Reason
 
 Progress = Callable[[str], None]
@@ -67,6 +68,7 @@ class Call:
         progress: Called with running output as it comes; None when nobody wants it.
         asker: Reaches the person at the client that made the call; None where there is no way.
         grant: What of the policy it needs; None before it has been judged.
+        marks: Flow rules that it sets off, with what it takes in.
     """
 
     tool: str
@@ -78,6 +80,7 @@ class Call:
     progress: Progress | None = None
     asker: Asker | None = None
     grant: Grant | None = None
+    marks: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +212,7 @@ class Calls:
         self._log = log
         self._stages = tuple(stages)
         self._approver = approver
+        self.flows = Flows()
 
     async def call(
         self, call: Call, version: Version, run: Run, *, problem: Refusal | None = None
@@ -228,7 +232,8 @@ class Calls:
         if problem is not None:
             decision = Decision(effect="deny", reason=problem.reason, rule=problem.rule)
         else:
-            call, decision = judge_call(call, version.rules, version.engine.view)
+            marked = self.flows.of(call.client, call.session)
+            call, decision = judge_call(call, version.rules, version.engine.view, marked)
         with spans.tool_call(call.tool):
             call = replace(call, call_id=self._begin(call, decision, version))
             started = time.monotonic()
@@ -271,6 +276,9 @@ class Calls:
             problem = await self._not_allowed(call, decision, version, end)
         if problem is not None:
             return _refused(problem)
+        self.flows.mark(call.client, call.session, call.marks, call.call_id)
+        if call.marks:
+            end["flow_marks"] = list(call.marks.values())
         passed: list[Stage] = []
         for stage in self._stages:
             refusal = await stage.before(call, decision, version)
@@ -308,8 +316,15 @@ class Calls:
         )  # fmt: skip
 
 
-def judge_call(call: Call, rules: Rules, view: View) -> tuple[Call, Decision]:
-    """The call with canonical arguments and its grant, and what the policy says of it.
+def judge_call(
+    call: Call, rules: Rules, view: View, marked: Mapping[str, str] | None = None
+) -> tuple[Call, Decision]:
+    """The call with canonical arguments, grant and marks, and what the policy says of it.
+
+    Args:
+        call: As asked for.
+        rules, view: Of its policy.
+        marked: What its session has taken in: `Flows.of`.
 
     Another server's tool is refused, whatever the rules say, where an argument that the policy
     declares (`tools.arguments`) is not within what the policy grants that server.
@@ -325,7 +340,11 @@ def judge_call(call: Call, rules: Rules, view: View) -> tuple[Call, Decision]:
     grant = narrow(request)
     if grant.scope == "server" and decision.effect != "deny" and (far := view.beyond(grant)):
         decision = Decision(effect="deny", reason=far.text, rule=far.rule, code="outside_grant")
-    return replace(call, arguments=request.arguments, grant=grant), decision
+    marks: dict[str, str] = {}
+    if rules.flow:
+        decision = stricter(decision, rules.flow.verdict(request, grant, marked or {}))
+        marks = rules.flow.marks(request, grant, view.sees)
+    return replace(call, arguments=request.arguments, grant=grant, marks=marks), decision
 
 
 def _refused(refusal: Refusal) -> Ran:

@@ -194,13 +194,17 @@ def _say(port: int) -> None:
 
 def _both(outer: Policy, own: Policy) -> Policy:
     """A server's policy whose calls the gateway's rules judge, too; the stricter default holds."""
-    if outer.tools == own.tools:
+    if outer.tools == own.tools and outer.flow == own.flow:
         return own
     order = ("deny", "ask", "allow")
     default = min(outer.tools.default, own.tools.default, key=order.index)
     rules = (*outer.tools.rules, *own.tools.rules)
-    tools = own.tools.model_copy(update={"default": default, "rules": rules})
-    return own.model_copy(update={"name": f"{outer.name}+{own.name}", "tools": tools})
+    arguments = {**outer.tools.arguments, **own.tools.arguments}
+    tools = own.tools.model_copy(
+        update={"default": default, "rules": rules, "arguments": arguments}
+    )
+    name, flow = f"{outer.name}+{own.name}", (*outer.flow, *own.flow)
+    return own.model_copy(update={"name": name, "tools": tools, "flow": flow})
 
 
 async def serve_wrapped(

@@ -103,6 +103,18 @@ class View:
             waiting.extend(target.split("/")[::-1])
         return done or "/", through
 
+    def sees(self, path: str) -> bool:
+        """Whether the view shows anything at or below `path`, or `path` itself, that is not hidden."""
+        plan = self._plan
+        roots = [*plan.read, *plan.write, *([plan.workspace] if plan.workspace else [])]
+        below = any(_covers([path.rstrip("/")], [root]) for root in roots)
+        if not below and not plan.shows(path):
+            return False
+        try:
+            return not _covers(self._guard.look().hide, [path])
+        except ValueError:  # too much is hidden; what is not known to be hidden is seen
+            return True
+
     def beyond(self, grant: Grant) -> Beyond | None:
         """The first path or host of `grant` that the policy does not reach; None where it has all."""
         name, plan = self._policy.name, self._plan

@@ -48,7 +48,9 @@ class Finding:
 
 def check(policy: Policy) -> list[Finding]:
     """Everything that is found, in the order of the sections."""
-    parts = (_filesystem, _syscalls, _capabilities, _resources, _network, _environment, _tools)
+    parts = (
+        _filesystem, _syscalls, _capabilities, _resources, _network, _environment, _tools, _flow,
+    )  # fmt: skip
     return [Finding(kind=k, key=key, text=t) for part in parts for k, key, t in part(policy)]
 
 
@@ -180,10 +182,10 @@ def _network(policy: Policy) -> Iterator[_Found]:
             ):
                 yield "shadowed", key, f"network.allow[{at}] allows all of it already"
     for index, denial in enumerate(network.deny):
-        if not any(_touch(denial.host, rule.host) for rule in network.allow):
+        if not any(may_touch(denial.host, rule.host) for rule in network.allow):
             yield "dead", f"network.deny[{index}]", f"{denial.host} is not allowed by any rule"
     for index, credential in enumerate(network.credentials):
-        if not any(_touch(credential.host, rule.host) for rule in network.allow):
+        if not any(may_touch(credential.host, rule.host) for rule in network.allow):
             yield (
                 "dead",
                 f"network.credentials[{index}]",
@@ -218,7 +220,7 @@ def _covers_host(pattern: str, other: str) -> bool:
     return stars == "*" and other.partition(".")[2] == rest and other.partition(".")[0] != "**"
 
 
-def _touch(one: str, other: str) -> bool:
+def may_touch(one: str, other: str) -> bool:
     """Whether the patterns may have a host in common; addresses and ranges always may."""
     if any("/" in host or ":" in host or host[-1:].isdigit() for host in (one, other)):
         return True
@@ -277,6 +279,23 @@ def _tools(policy: Policy) -> Iterator[_Found]:
                 "dead",
                 f"tools.arguments.{pattern}",
                 "arguments of built-in tools are known; this is for other servers' tools (server__tool)",
+            )
+
+
+def _flow(policy: Policy) -> Iterator[_Found]:
+    for index, rule in enumerate(policy.flow):
+        if policy.network.isolated:
+            if rule.then.network is not None and not rule.then.tool:
+                yield "dead", f"flow[{index}].then", "there is no network; name tools to be held"
+        elif policy.filesystem.workspace != "none" and any(
+            not pattern.startswith(("/", "~")) and pattern not in policy.filesystem.hide
+            for pattern in rule.after.read
+        ):
+            yield (
+                "too wide",
+                f"flow[{index}].after.read",
+                "a command sees that and the network at once, and no rule stands between; hide it from "
+                "commands (filesystem.hide)",
             )
 
 

@@ -8,6 +8,7 @@ where the gateway reads HTTP, by method and path (`decide_request`).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_address
@@ -226,6 +227,22 @@ class Hosts:
             "ask the person to add them there"
         )
         return Verdict(allowed=False, reason=Why.REQUEST_NOT_ALLOWED, rule=named[0].key, text=text)
+
+
+def host_pattern(pattern: str) -> Callable[[str], bool]:
+    """Whether a canonical name or address fits a host pattern. Raises `ValueError`: it means nothing."""
+    network = parse_range(pattern)
+    if network is None:
+        compiled = _name_pattern(pattern)
+        return lambda host: bool(compiled.fullmatch(host))
+
+    def holds(host: str) -> bool:
+        try:
+            return _holds(network, ip_address(host))
+        except ValueError:
+            return False
+
+    return holds
 
 
 class _Rule:

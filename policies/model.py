@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -12,6 +12,7 @@ from .units import parse_bytes, parse_seconds
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 Effect = Literal["allow", "ask", "deny"]
 ArgumentKind = Literal["read", "write", "path", "url", "command"]
 LayerName = Literal[
@@ -186,6 +187,43 @@ class Tools(_Section):
     arguments: dict[str, dict[str, ArgumentKind]] = {}
 
 
+class FlowSource(_Section):
+    """What a session takes in: `read`, globs on paths; `host`, patterns as in `network`; `tool`, globs
+    on a tool's own name and `server__tool`. One text or several, of which any counts."""
+
+    read: Texts = ()
+    host: Texts = ()
+    tool: Texts = ()
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not (self.read or self.host or self.tool):
+            raise ValueError("name at least one of `read`, `host` and `tool`")
+        return self
+
+
+class FlowLimit(_Section):
+    """What calls meet afterwards: `network`, those whose sandbox reaches any host; `tool`, those whose
+    name fits a glob."""
+
+    network: Literal["ask", "deny"] | None = None
+    tool: dict[str, Literal["ask", "deny"]] = {}
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.network is None and not self.tool:
+            raise ValueError("name at least one of `network` and `tool`")
+        return self
+
+
+class FlowRule(_Section):
+    """Once a session has taken in what `after` names, its calls meet `then`, to its end."""
+
+    after: FlowSource
+    then: FlowLimit
+    reason: str = ""
+
+
 class Audit(_Section):
     """What the record holds of arguments and output."""
 
@@ -208,7 +246,7 @@ class Policy(_Section):
     devices: Devices = Devices()
     environment: Environment = Environment()
     tools: Tools = Tools()
-    flow: tuple[dict[str, Any], ...] = ()
+    flow: tuple[FlowRule, ...] = ()
     audit: Audit = Audit()
     require: tuple[LayerName, ...] = _ALWAYS
 
@@ -234,7 +272,6 @@ class Policy(_Section):
             (self.resources.io_bytes_per_second is not None, "resources.io"),
             (bool(self.network.listen), "network.listen"),
             (self.devices.gpu != "none", "devices.gpu"),
-            (bool(self.flow), "flow"),
         )
         said = [
             f"{key} is not enforced by this version; remove it" for present, key in found if present

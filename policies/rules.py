@@ -14,13 +14,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from .canonical import CanonicalError, Place, path_pattern
 from .request import BUILT_IN, Request, make_request, names
 
 if TYPE_CHECKING:
+    from .flow import Flow
     from .model import Policy, ToolRule
 
 Effect = Literal["allow", "ask", "deny"]
@@ -29,11 +30,11 @@ Code = Literal[
     "allowed", "policy_denied", "approval_required", "rule_failed", "arguments_ambiguous",
     "outside_grant", "flow_denied",
 ]  # fmt: skip
-_CODES: dict[Effect, Code] = {
+CODES: dict[Effect, Code] = {
     "allow": "allowed", "ask": "approval_required", "deny": "policy_denied"
 }  # fmt: skip
 
-_ORDER: tuple[Effect, ...] = ("deny", "ask", "allow")
+ORDER: tuple[Effect, ...] = ("deny", "ask", "allow")
 
 # What an expression may name, and what each is.
 VARIABLES = {
@@ -95,6 +96,13 @@ class Rules:
         self.place = place or Place()
         self._selected: dict[tuple[str, str], _Selection] = {}
 
+    @cached_property
+    def flow(self) -> Flow:
+        """The policy's flow rules. Raises `ValueError`: a pattern means nothing."""
+        from .flow import Flow
+
+        return Flow(self.policy, self.place)
+
     def request(
         self, *, tool: str, arguments: Mapping[str, Any], server: str = "", client: str = "",
         session: str = "",
@@ -155,7 +163,7 @@ class _Selection:
                     matched.append((index, rule))
                 elif verdict is not False:
                     return _failed(index, "it is neither true nor false")
-        for effect in _ORDER:
+        for effect in ORDER:
             hits = [(index, rule) for index, rule in matched if rule.effect == effect]
             if hits:
                 index, rule = min(hits, key=lambda hit: hit[0])
@@ -163,11 +171,11 @@ class _Selection:
                     effect=effect,
                     reason=rule.reason or f"{rule.effect} by rule",
                     rule=f"tools.rules[{index}]",
-                    code=_CODES[effect],
+                    code=CODES[effect],
                 )
         return Decision(
             effect=self._default, reason="no rule matched", rule="tools.default",
-            code=_CODES[self._default],
+            code=CODES[self._default],
         )  # fmt: skip
 
     def _failure(self, facts: Any) -> Decision:
@@ -254,12 +262,18 @@ def judge(
     led = request if follow is None else request.resolved(follow)
     if led is request:
         return request, decision
+    pairs = zip(request.uses, led.uses, strict=True)
+    links = [f"{a.value} leads to {b.value}" for a, b in pairs if a.value != b.value]
     other = rules.decide(led)
-    if _ORDER.index(other.effect) < _ORDER.index(decision.effect):
-        pairs = zip(request.uses, led.uses, strict=True)
-        links = [f"{a.value} leads to {b.value}" for a, b in pairs if a.value != b.value]
-        decision = replace(other, reason=f"{other.reason} ({'; '.join(links)})")
-    return (request if request.server else led), decision
+    other = replace(other, reason=f"{other.reason} ({'; '.join(links)})")
+    return (request if request.server else led), stricter(decision, other)
+
+
+def stricter(one: Decision, other: Decision | None) -> Decision:
+    """The one that allows less; the first where both allow the same."""
+    if other is None or ORDER.index(one.effect) <= ORDER.index(other.effect):
+        return one
+    return other
 
 
 def ambiguous(error: CanonicalError) -> Decision:

@@ -53,15 +53,24 @@ def explain(args: argparse.Namespace) -> int:
         return fail(f"no sandbox can be built under {policy.name}: {error}")
     view = View(policy, plan, Guard(plan.workspace, policy.filesystem.hide, ()))
     call = Call(tool=args.tool, arguments=arguments, server=args.server, client=args.client)
-    call, decision = judge_call(call, Rules(policy, place_of(policy, workspace)), view)
+    rules = Rules(policy, place_of(policy, workspace))
+    asked = call
+    call, decision = judge_call(asked, rules, view)
+    # What it would meet in a session that has set off every flow rule.
+    _, then = judge_call(asked, rules, view, rules.flow.every())
+    flow = "; ".join(
+        [f"marks its session: {what}" for what in call.marks.values()]
+        + ([f"{then.effect} ({then.rule}) once a session is marked"] if then != decision else [])
+    )
     far = None if call.grant is None else view.beyond(call.grant)
     beyond = "" if far is None or decision.effect == "deny" else f"{far.text} (rule {far.rule})"
+    notes = {"flow": flow, "but": beyond}
     show = _json if args.json else _text
-    print(show(call, decision, policy, beyond))
+    print(show(call, decision, policy, notes))
     return 0
 
 
-def _json(call: Call, decision: Decision, policy: Policy, beyond: str) -> str:
+def _json(call: Call, decision: Decision, policy: Policy, notes: dict[str, str]) -> str:
     from ...policies.words import sandbox_words
 
     said: dict[str, Any] = {
@@ -72,11 +81,11 @@ def _json(call: Call, decision: Decision, policy: Policy, beyond: str) -> str:
     if decision.effect != "deny" and call.grant is not None:
         said["grant"] = call.grant.to_json()
         said["sandbox"] = sandbox_words(policy, call.grant)
-        said["beyond"] = beyond
+        said["notes"] = {name: text for name, text in notes.items() if text}
     return json.dumps(said, indent=2, ensure_ascii=False)
 
 
-def _text(call: Call, decision: Decision, policy: Policy, beyond: str) -> str:
+def _text(call: Call, decision: Decision, policy: Policy, notes: dict[str, str]) -> str:
     from ...policies.words import sandbox_words
     from ..approvals.question import visible
 
@@ -91,5 +100,5 @@ def _text(call: Call, decision: Decision, policy: Policy, beyond: str) -> str:
     if decision.effect == "deny" or call.grant is None:
         return "\n".join([*lines, "sandbox  none: it would not run"])
     lines.append("sandbox")
-    words = sandbox_words(policy, call.grant) | ({"but": beyond} if beyond else {})
+    words = sandbox_words(policy, call.grant) | {k: text for k, text in notes.items() if text}
     return "\n".join([*lines, *(f"  {k:9}{visible(text)}" for k, text in words.items())])

@@ -40,7 +40,7 @@ def explained(capsys: pytest.CaptureFixture[str], tool: str, server: str = "", *
 
 def test_a_call_is_explained_without_running(here: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     said = explained(capsys, "write_file", path="a/../new", content="x")
-    assert (said["effect"], said["rule"], said["beyond"]) == ("allow", "tools.default", "")
+    assert (said["effect"], said["rule"], said["notes"]) == ("allow", "tools.default", {})
     assert said["grant"] == {"scope": "call", "read": [], "write": [f"{here}/new"], "hosts": []}
     assert not (here / "new").exists()
     said = explained(capsys, "shell", command="git push")
@@ -76,6 +76,16 @@ def test_what_a_server_is_handed_is_within_its_policy(
     assert (said["effect"], said["rule"]) == (effect, rule)
     assert said["code"] == ("allowed" if effect == "allow" else "outside_grant")
     assert explained(capsys, "other", "s", **args)["effect"] == "allow"
+
+
+def test_flow_is_explained(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flow = "flow: [{after: {read: 'private/**'}, then: {tool: {'write_*': ask}}}]\n"
+    (here / "p.yaml").write_text(RULES + flow)
+    said = explained(capsys, "read_file", path="private/x")
+    assert said["notes"] == {"flow": f"marks its session: read {here}/private/x"}
+    said = explained(capsys, "write_file", path="y", content="")
+    assert said["notes"] == {"flow": "ask (flow[0]) once a session is marked"}
+    assert explained(capsys, "read_file", path="y")["notes"] == {}
 
 
 def test_the_text_names_verdict_rule_and_sandbox(here: Path, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
