@@ -294,6 +294,8 @@ def _static(node: Node) -> str | None:
 def _word(node: Node, text: str) -> str | None:
     if node.named_child_count:
         return None
+    if "\\" not in text:
+        return text
     return re.sub(r"\\(\n|.)", lambda m: "" if m[1] == "\n" else m[1], text, flags=re.DOTALL)
 
 

@@ -2,16 +2,15 @@
 
 Theory of operation
     `Rules` is made once per policy. The first call of a (server, tool) picks the rules whose globs
-    fit and joins their expressions to one CEL program, a list of verdicts, so that a decision
-    converts the facts once and costs one evaluation however many rules there are. If that program
-    fails, the rules are tried one by one, only to name the one that failed: the call is denied.
+    fit. For a decision `sieve` drops those that a look at the arguments settles, the facts that
+    the others name are converted once, and each of them is evaluated on the same ones.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .canonical import CanonicalError, Place, path_pattern
 from .request import BUILT_IN, Request, make_request, names
+from .sieve import Sieve
 
 if TYPE_CHECKING:
     from .flow import Flow
@@ -132,63 +132,55 @@ class _Selection:
 
     def __init__(self, policy: Policy, tool: str, server: str) -> None:
         self._default: Effect = policy.tools.default
-        self._fixed: list[tuple[int, ToolRule]] = []
-        self._conditional: list[tuple[int, ToolRule]] = []
+        self._fixed: list[_Compiled] = []
+        self._conditional: list[_Compiled] = []
         for index, rule in enumerate(policy.tools.rules):
             if applies(rule, tool, server):
+                compiled = _Compiled(index, rule)
                 group = self._fixed if rule.when.strip() == "true" else self._conditional
-                group.append((index, rule))
-        self._program: Any = None
-        self._variables: frozenset[str] = frozenset()
-        self._calls_glob = False
-        if self._conditional:
-            # A line break ends a comment that an expression may end with.
-            texts = [f"({rule.when}\n)" for _, rule in self._conditional]
-            for _, rule in self._conditional:
-                compile_expression(rule.when)
-            self._program = compile_expression("[" + ",".join(texts) + "]")
-            self._variables = frozenset(self._program.variables()) & frozenset(VARIABLES)
-            self._calls_glob = "glob" in self._program.functions()
+                group.append(compiled)
+        texts = [compiled.rule.when for compiled in self._conditional]
+        self._sieve = Sieve(texts, is_shell=BUILT_IN.get(tool, {}).get("command") == "command")
+        # Always given, so that arguments which CEL cannot take deny whatever the rules look at.
+        self._always = frozenset({"args"} if any("args" in c.variables for c in self._conditional) else ())  # fmt: skip
 
     def decide(self, request: Request) -> Decision:
         matched = list(self._fixed)
-        if self._program is not None:
-            facts = self._facts(request)
+        if self._conditional:
+            left = [self._conditional[index] for index in self._sieve.left(request)]
             try:
-                verdicts: list[Any] = self._program.execute(facts)
-            except Exception:
-                return self._failure(facts)
-            for (index, rule), verdict in zip(self._conditional, verdicts, strict=True):
+                facts = self._facts(request, left)
+            except Exception as error:
+                return _failed(self._conditional[0].index, f"{type(error).__name__}: {error}"[:300])
+            for compiled in left:
+                try:
+                    verdict = compiled.program.execute(facts)
+                except Exception as error:
+                    return _failed(compiled.index, f"{type(error).__name__}: {error}"[:300])
                 if verdict is True:
-                    matched.append((index, rule))
+                    matched.append(compiled)
                 elif verdict is not False:
-                    return _failed(index, "it is neither true nor false")
-        for effect in ORDER:
-            hits = [(index, rule) for index, rule in matched if rule.effect == effect]
-            if hits:
-                index, rule = min(hits, key=lambda hit: hit[0])
-                return Decision(
-                    effect=effect,
-                    reason=rule.reason or f"{rule.effect} by rule",
-                    rule=f"tools.rules[{index}]",
-                    code=CODES[effect],
-                )
+                    return _failed(compiled.index, "it is neither true nor false")
+        if matched:
+            first = min(matched, key=lambda c: c.rank)
+            rule = first.rule
+            return Decision(
+                effect=rule.effect,
+                reason=rule.reason or f"{rule.effect} by rule",
+                rule=f"tools.rules[{first.index}]",
+                code=CODES[rule.effect],
+            )
         return Decision(
             effect=self._default, reason="no rule matched", rule="tools.default",
             code=CODES[self._default],
         )  # fmt: skip
 
-    def _failure(self, facts: Any) -> Decision:
-        for index, rule in self._conditional:
-            try:
-                compile_expression(rule.when).execute(facts)
-            except Exception as error:
-                return _failed(index, f"{type(error).__name__}: {error}"[:300])
-        return _failed(self._conditional[0][0], "the rules could not be evaluated together")
+    def _facts(self, request: Request, left: Sequence[_Compiled]) -> Any:
+        """What the expressions that are left may name, converted once for all of them."""
+        import cel
 
-    def _facts(self, request: Request) -> Any:
         facts: dict[str, Any] = {}
-        for name in self._variables:
+        for name in self._always.union(*(compiled.variables for compiled in left)):
             if name == "args":
                 facts[name] = dict(request.arguments)
             elif name == "command":
@@ -201,16 +193,25 @@ class _Selection:
                 facts[name] = request.place.workspace or ""
             else:
                 facts[name] = getattr(request, name)
-        if not self._calls_glob:
-            return facts
-        import cel
-
-        def glob(text: Any, pattern: Any) -> bool:
-            return _glob(text, pattern, request.place)
-
         context: Any = cel.Context(facts)
-        context.add_function("glob", glob)
+        if any(compiled.calls_glob for compiled in left):
+
+            def glob(text: Any, pattern: Any) -> bool:
+                return _glob(text, pattern, request.place)
+
+            context.add_function("glob", glob)
         return context
+
+
+class _Compiled:
+    """A rule, its index in the policy, and its expression."""
+
+    def __init__(self, index: int, rule: ToolRule) -> None:
+        self.index, self.rule = index, rule
+        self.rank = (ORDER.index(rule.effect), index)
+        self.program = compile_expression(rule.when)
+        self.variables = frozenset(self.program.variables()) & frozenset(VARIABLES)
+        self.calls_glob = "glob" in self.program.functions()
 
 
 def applies(rule: ToolRule, tool: str, server: str) -> bool:
