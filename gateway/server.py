@@ -17,6 +17,7 @@ from .audit import spans
 from .calls import Version
 from .config import ServerSpec
 from .gateway import Gateway
+from .runners import adapted
 from .wire import jsonrpc
 from .wire.aggregate import Many
 from .wire.builtin import BuiltIns
@@ -176,7 +177,7 @@ async def serve_tools(
                 tools,
                 *(
                     Upstream(
-                        s.name, sandboxed(v.engine, s.argv, s.env), session, gateway.calls, v
+                        s.name, sandboxed(v.engine, *adapted(s.argv, s.env)), session, gateway.calls, v
                     )
                     for s, v in zip(servers, versions, strict=True)
                 ),
@@ -232,7 +233,7 @@ async def serve_wrapped(
     resolve(compile_plan(policy, workspace), command, "", None)  # a good error before any client
     async with Gateway(policy, workspace) as gateway:
         version = gateway.version
-        launch = sandboxed(version.engine, command, env)
+        launch = sandboxed(version.engine, *adapted(command, env))
         name = Path(command[0]).name
 
         def single(session: Session) -> Single:

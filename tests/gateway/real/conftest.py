@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,3 +54,21 @@ def npm_install(
         return prefix / "node_modules" / ".bin"
 
     return install
+
+
+@pytest.fixture(scope="session")
+def make_venv(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a virtual environment with these packages; returns it. `uv` is in the first one."""
+    base = tmp_path_factory.mktemp("venvs")
+    subprocess.run([sys.executable, "-m", "venv", base / "uv"], check=True)
+    subprocess.run([base / "uv/bin/pip", "install", "-q", "uv"], check=True, timeout=300)
+    uv, env = base / "uv/bin/uv", {**os.environ, "UV_CACHE_DIR": str(base / "cache")}
+
+    def make(name: str, *packages: str) -> Path:
+        venv = base / name
+        subprocess.run([uv, "venv", "-q", "--python", sys.executable, venv], env=env, check=True)
+        flags = ("-q", "--python", str(venv / "bin/python"))
+        subprocess.run([uv, "pip", "install", *flags, *packages], env=env, check=True, timeout=300)
+        return venv
+
+    return make
