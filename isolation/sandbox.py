@@ -38,6 +38,7 @@ from .view import View
 
 if TYPE_CHECKING:
     from ..policies import Grant, Policy
+    from ..policies.model import HostRule
     from .egress.connections import Connection
     from .egress.dial import Resolve
     from .egress.gate import Egress, Gate
@@ -206,7 +207,8 @@ class Engine:
             operation: Its name.
             arguments: As it takes them; relative paths begin in the workspace.
             grant: What of the policy it keeps, held by the kernel (narrowing.py); None keeps all.
-                Its paths lead through no symbolic link: see `View.follow`.
+                Its paths lead through no symbolic link: see `View.follow`. Without `hosts`, there
+                is no network for it whatever the policy allows.
 
         Raises:
             OperationError: refused by the kernel (`code` is errno's name) or invalid (EINVAL);
@@ -217,6 +219,10 @@ class Engine:
             {"operation": operation, "arguments": dict(arguments), "grant": _kept(grant)}
         ).encode()
         ready = await self._take(self._operators)
+        if grant is not None and grant.hosts:
+            self._open_gate(ready.started, grant.hosts)
+        else:
+            ready.started.close_doors()  # it has no business with the network
         try:
             limit = self.policy.resources.wall_seconds
             result = await self._complete(
@@ -294,11 +300,11 @@ class Engine:
     async def _prepare(self, stdin: Literal["null", "pipe"]) -> Ready:
         return await prepare(self._link, self._look(), stdin)
 
-    def _open_gate(self, started: Started) -> None:
-        """Take its doors, before its command starts."""
+    def _open_gate(self, started: Started, only: Sequence[HostRule] | None = None) -> None:
+        """Take its doors, before its command starts; `only` as in `Egress.open`."""
         doors, started.doors = started.doors, []
         if self._egress is not None and doors:
-            self._gates[started.number] = self._egress.open(doors)
+            self._gates[started.number] = self._egress.open(doors, only)
 
     async def _close_gate(self, started: Started) -> tuple[Connection, ...]:
         gate = self._gates.pop(started.number, None)
@@ -318,7 +324,6 @@ class Engine:
 
     async def _make_operator(self) -> Ready:
         ready = await self._prepare("pipe")
-        ready.started.close_doors()  # a file operation has no business with the network
         ready.stdout.keep_bytes = _MAX_OPERATION_BYTES
         ready.stderr.keep_bytes = 4096
         python = os.path.realpath(sys.executable)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from ...policies.addresses import Address, unmapped
 from ...policies.hosts import Hosts, Verdict, Why
+from ...policies.model import Network
 from .. import libc
 from ..errors import SetupError
 from ..netns import GATE_PORT
@@ -39,7 +40,7 @@ from .sockets import RawStream
 from .tls import ByteStream
 
 if TYPE_CHECKING:
-    from ...policies.model import Network
+    from ...policies.model import HostRule
 
 _MOST_OPEN = 2048  # connections of a sandbox at once
 _LAST_SECONDS = 0.2  # for what a program sent before it ended
@@ -93,13 +94,14 @@ class Egress:
             **self.vault.environment,
         }
 
-    def open(self, doors: Sequence[int]) -> Gate:
+    def open(self, doors: Sequence[int], only: Sequence[HostRule] | None = None) -> Gate:
         """The gate of a new sandbox.
 
         Args:
             doors: Its sockets, from `netns.open_doors`; closed with the gate.
+            only: What of the policy's hosts its call is for; None is all.
         """
-        return Gate(self, doors)
+        return Gate(self, doors, only)
 
     def decide(self, origin: Origin, method: str, path: str) -> Judgement:
         """As `http.Decide`."""
@@ -115,8 +117,11 @@ class Egress:
 class Gate:
     """The way out of one sandbox. Made by `Egress.open`, on the event loop that serves it."""
 
-    def __init__(self, egress: Egress, doors: Sequence[int]) -> None:
+    def __init__(
+        self, egress: Egress, doors: Sequence[int], only: Sequence[HostRule] | None = None
+    ) -> None:
         self.egress = egress
+        self._only = None if only is None else Hosts(Network(isolated=False, allow=tuple(only)))
         self.ledger = Ledger(egress.bytes_out)
         self._names = Names()
         self._proxy = Proxy(self)
@@ -128,6 +133,20 @@ class Gate:
         self._listen(self._tcp, self._serve)
         self._listen(self._dns, self._serve_dns)
         self._loop.add_reader(self._udp, self._on_datagram)
+
+    def decide_name(self, name: str, port: int | None = None) -> Verdict:
+        """As `Hosts.decide_name`, for this call."""
+        verdict = self.egress.hosts.decide_name(name, port)
+        if verdict.allowed and self._only is not None:
+            return _narrowed(verdict, self._only.decide_name(name, port), name)
+        return verdict
+
+    def decide_literal(self, address: Address, port: int) -> Verdict:
+        """As `Dialer.literal`, for this call."""
+        verdict = self.egress.dialer.literal(address, port)
+        if verdict.allowed and self._only is not None:
+            return _narrowed(verdict, self._only.decide_address(address, port), str(address))
+        return verdict
 
     def close(self) -> None:
         """Close everything at once."""
@@ -202,10 +221,10 @@ class Gate:
         name = self._names.name_of(address) if made_up(address) else None
         if name is not None:
             entry = self.ledger.begin("direct", name=name, port=port)
-            verdict = self.egress.hosts.decide_name(name, port)
+            verdict = self.decide_name(name, port)
         else:
             entry = self.ledger.begin("direct", address=str(address), port=port)
-            verdict = self.egress.dialer.literal(address, port)
+            verdict = self.decide_literal(address, port)
         try:
             if verdict.allowed:
                 entry.rule = verdict.rule
@@ -270,7 +289,7 @@ class Gate:
 
     def _answer(self, question: bytes) -> bytes | None:
         return answer(
-            question, self._names, self.egress.hosts, ipv6=self._ipv6,
+            question, self._names, self.decide_name, ipv6=self._ipv6,
             refused=self.ledger.refused_name,
         )  # fmt: skip
 
@@ -306,6 +325,14 @@ class Gate:
             client.abort()
         finally:
             client.close()
+
+
+def _narrowed(verdict: Verdict, only: Verdict, what: str) -> Verdict:
+    """The policy's `verdict`, unless the call is for other hosts only."""
+    if only.allowed:
+        return verdict
+    text = f"{what} is allowed by {verdict.rule}, but this call named another host or port"
+    return Verdict(allowed=False, reason=only.reason, rule="call", text=text)
 
 
 _PACKET_INFO = (

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from ...policies.hosts import Why
+from ...policies.hosts import Verdict, Why
 from .credentials import Cover, Headers, Search, Secret, Vault
 from .target import (
     METHOD_OVERRIDES,
@@ -276,6 +276,14 @@ class Inspector:
             "where the policy does not put it. It is no secret, but what it stands for must not go "
             "there.",
         )  # fmt: skip
+
+    def unreachable(self, error: OSError) -> Refused:
+        """The answer where the server was not dialled: 403 where the policy says so."""
+        verdict = getattr(error, "verdict", None)
+        if not isinstance(verdict, Verdict):
+            return self.failed(str(error))
+        failed = verdict.reason in (Why.UNRESOLVED, Why.UPSTREAM_FAILED)
+        return self._refused(502 if failed else 403, verdict.reason, verdict.rule, verdict.text)
 
     def failed(self, text: str, *, status: int = 502) -> Refused:
         """The answer where the server cannot be reached or does not speak HTTP."""

@@ -183,7 +183,7 @@ class Http1:
                 if self._server is None:
                     self._server = await self._dial()
             except OSError as error:
-                answer = self._inspector.failed(str(error))
+                answer = self._inspector.unreachable(error)
                 status = answer.status
                 await self._answer(answer, request)
                 return

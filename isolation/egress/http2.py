@@ -396,7 +396,7 @@ class _Exchange:
         try:
             server = await connected()
         except OSError as error:
-            self._answer = self._inspector.failed(str(error))
+            self._answer = self._inspector.unreachable(error)
             return await self._refuse()
         request = admitted.request
         head = [

@@ -175,12 +175,12 @@ class Interceptor:
         else:
             hello_protocols = hello.protocols
         server: TlsStream | None = None
-        failure = ""
+        failure: OSError | None = None
         if hello_protocols:
             try:
                 server = await self._connect(line, host, hello_protocols)
             except OSError as error:
-                failure = str(error)
+                failure = error
         protocol = (server.protocol if server else None) or "http/1.1"
         try:
             # A name that is not `host` gets its alert here.
@@ -201,8 +201,8 @@ class Interceptor:
         ready = [server] if server is not None else []
 
         async def dial() -> ByteStream:
-            if failure:
-                raise OSError(failure)
+            if failure is not None:
+                raise failure
             return ready.pop() if ready else await self._connect(line, host, (protocol,))
 
         try:

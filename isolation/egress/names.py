@@ -15,7 +15,7 @@ from typing import Any, cast
 import dnslib
 
 from ...policies.addresses import Address
-from ...policies.hosts import Hosts, Verdict, Why, canonical_name
+from ...policies.hosts import Verdict, Why, canonical_name
 
 _dns = cast(Any, dnslib)  # half of it has no types
 IPV4 = IPv4Network("198.18.0.0/15")
@@ -61,7 +61,7 @@ def made_up(address: Address) -> bool:
 
 
 def answer(
-    question: bytes, names: Names, hosts: Hosts, *, ipv6: bool,
+    question: bytes, names: Names, decide: Callable[[str], Verdict], *, ipv6: bool,
     refused: Callable[[str, Verdict], None],
 ) -> bytes | None:  # fmt: skip
     """The answer to a DNS message; None to what is none.
@@ -69,7 +69,7 @@ def answer(
     Args:
         question: As it came.
         names: Where the addresses of allowed names are kept.
-        hosts: The policy.
+        decide: The policy's word on a name.
         ipv6: Whether AAAA is answered.
         refused: Told of a name that is not allowed, and why.
     """
@@ -93,7 +93,7 @@ def answer(
     elif text.endswith((".in-addr.arpa", ".ip6.arpa")):
         reply.header.rcode = _dns.RCODE.NXDOMAIN  # what programs ask for unasked is no refusal
     else:
-        verdict = hosts.decide_name(text)
+        verdict = decide(text)
         if verdict.allowed:
             index = names.index_of(text)
             _add(reply, asked, IPV4[index], IPV6[index] if ipv6 else None)

@@ -48,7 +48,6 @@ class Proxy:
             await self._http(client, first)
 
     def _decide(self, via: Via, host: str, port: int) -> tuple[Entry, Address | None, Verdict]:
-        egress = self._gate.egress
         try:
             address = literal_address(host)
             name = canonical_name(host) if address is None else ""
@@ -57,9 +56,9 @@ class Proxy:
             return entry, None, Verdict(allowed=False, reason=Why.NAME_INVALID, text=str(error))
         if address is not None:
             entry = self._gate.ledger.begin(via, address=str(address), port=port)
-            return entry, address, egress.dialer.literal(address, port)
+            return entry, address, self._gate.decide_literal(address, port)
         entry = self._gate.ledger.begin(via, name=name, port=port)
-        return entry, None, egress.hosts.decide_name(name, port)
+        return entry, None, self._gate.decide_name(name, port)
 
     async def _http(self, client: RawStream, head: bytes) -> None:
         async with asyncio.timeout(_HEAD_SECONDS):

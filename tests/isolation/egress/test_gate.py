@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from purplebox.isolation import OperationError
+from purplebox.isolation.egress.gate import Egress
 from purplebox.policies.hosts import Why
+from purplebox.policies.model import HostRule
 
 if TYPE_CHECKING:
     from .conftest import Net
@@ -281,3 +285,35 @@ n, = struct.unpack("!H", f.read(2)); print(code(f.read(n)))
         "(0, 1) (0, 1) (3, 0) (0, 0)", "(3, 0) (3, 0) (3, 0)", "(0, 1)", "(0, 1)",
     ], result.stderr  # fmt: skip
     assert net.asked == []
+
+
+async def test_a_call_for_one_host_reaches_no_other_that_its_policy_allows(net: Net) -> None:
+    policy = net.policy(
+        {"host": "a.test", "ports": [443]}, {"host": "*.b.test"}, {"host": "192.0.2.0/24"}
+    )
+    egress = Egress(policy.network, resolve=net.resolve)
+
+    def doors() -> list[int]:
+        kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_STREAM)
+        return [socket.socket(socket.AF_INET, kind).detach() for kind in kinds]
+
+    whole = egress.open(doors())
+    one = egress.open(doors(), [HostRule(host="a.test", ports=(443,))])
+    try:
+        address = ip_address("192.0.2.7")
+        assert whole.decide_name("a.test", 443).allowed
+        assert whole.decide_name("x.b.test", 443).allowed
+        assert whole.decide_literal(address, 443).allowed
+        assert one.decide_name("a.test", 443).allowed
+        assert one.decide_name("a.test").allowed
+        assert one.decide_name("x.b.test", 443).reason is Why.HOST_NOT_ALLOWED
+        assert one.decide_name("x.b.test", 443).rule == "call"
+        assert one.decide_literal(address, 443).reason is Why.HOST_NOT_ALLOWED
+        # A call cannot widen its policy.
+        wider = egress.open(doors(), [HostRule(host="evil.test", ports=(443,))])
+        assert not wider.decide_name("evil.test", 443).allowed
+        wider.close()
+    finally:
+        whole.close()
+        one.close()
+        egress.close()
