@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ...policies.addresses import Address, unmapped
 from ...policies.hosts import Hosts, Verdict, Why
+from .sockets import RawStream, Tally
 
 Resolve = Callable[[str], Awaitable[Sequence[Address]]]
 RESOLVE_SECONDS = 10.0
@@ -100,26 +101,26 @@ class Dialer:
         return self._hosts.decide_address(address, port, own=is_own(address))
 
     async def connect(
-        self, addresses: Sequence[Address], port: int, what: str
-    ) -> tuple[socket.socket, Address]:
+        self, addresses: Sequence[Address], port: int, what: str, tally: Tally
+    ) -> tuple[RawStream, Address]:
         """A connection to the first of `addresses` that answers. Raises `Refused`."""
-        loop = asyncio.get_running_loop()
         said = ""
         for address in addresses:
             family = socket.AF_INET if address.version == 4 else socket.AF_INET6
             sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            stream = RawStream(sock, tally)
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
-                    await loop.sock_connect(sock, (str(address), port))
-                return sock, address
+                    await stream.connect(str(address), port)
+                return stream, address
             except TimeoutError:
                 said = "no answer"
-                sock.close()
+                stream.close()
             except OSError as error:
                 said = os.strerror(error.errno) if error.errno else str(error)
-                sock.close()
+                stream.close()
             except BaseException:
-                sock.close()
+                stream.close()
                 raise
         raise _failed(Why.UPSTREAM_FAILED, f"{what}:{port} could not be reached: {said}")
 

@@ -132,7 +132,7 @@ class Gate:
         self._closed = False
         self._listen(self._tcp, self._serve)
         self._listen(self._dns, self._serve_dns)
-        self._loop.add_reader(self._udp, self._on_datagram)
+        self._loop.add_reader(self._udp.fileno(), self._on_datagram)
 
     def decide_name(self, name: str, port: int | None = None) -> Verdict:
         """As `Hosts.decide_name`, for this call."""
@@ -154,7 +154,7 @@ class Gate:
             return
         self._closed = True
         for sock in (self._tcp, self._udp, self._dns):
-            self._loop.remove_reader(sock)
+            self._loop.remove_reader(sock.fileno())
             sock.close()
         for task in self._tasks:
             task.cancel()
@@ -182,7 +182,7 @@ class Gate:
                     sock, _ = door.accept()
                 except OSError as error:
                     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                        self._loop.remove_reader(door)
+                        self._loop.remove_reader(door.fileno())
                         self._loop.call_later(_PAUSE_SECONDS, again)
                     return
                 sock.setblocking(False)
@@ -192,7 +192,7 @@ class Gate:
 
         def again() -> None:
             if not self._closed:
-                self._loop.add_reader(door, ready)
+                self._loop.add_reader(door.fileno(), ready)
 
         again()
 
@@ -277,13 +277,13 @@ class Gate:
                     entry.rule = verdict.rule
                     found[:] = allowed
                 what = entry.name or str(literal)
-                sock, address = await dialer.connect(found, entry.port, what)
+                stream, address = await dialer.connect(found, entry.port, what, entry)
             except Refused as error:
                 entry.refuse(error.verdict)
                 raise
             found[:] = [address]
             entry.address = str(address)
-            return RawStream(sock, entry)
+            return stream
 
         return dial
 

@@ -16,6 +16,7 @@ Theory of operation
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import ssl
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ from .tls import (
     read_hello,
 )
 
+_HUSH_SECONDS = 0.01  # then the server may be one that speaks first
 _TLS_HANDSHAKE = 0x16  # RFC 8446 section 5.1
 _REQUEST_LINE = re.compile(rb"\r?\n?[A-Z]{1,24}(?: |$)")
 
@@ -135,6 +137,10 @@ class Interceptor:
         """What the program says first; None when the server has spoken before it."""
         if not opaque:
             return await client.read(CHUNK_BYTES)
+        # Most programs speak at once, and then there is no need to listen to both.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HUSH_SECONDS):
+                return await client.read(CHUNK_BYTES)
         read = asyncio.create_task(client.read(CHUNK_BYTES))
         spoken = asyncio.create_task(line.spoken())
         try:

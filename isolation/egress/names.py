@@ -32,6 +32,7 @@ class Names:
         self._index: OrderedDict[str, int] = OrderedDict()
         self._name: dict[int, str] = {}
         self._next = _FIRST
+        self._answers: dict[bytes, bytes] = {}  # by question, both without their first two bytes
 
     def index_of(self, name: str) -> int:
         """The number of an allowed name, which both its addresses are made of."""
@@ -40,6 +41,7 @@ class Names:
             if len(self._index) >= _MOST_NAMES:
                 _, old = self._index.popitem(last=False)
                 del self._name[old]
+                self._answers.clear()
             while self._next in self._name:
                 self._next += 1
             index = self._next
@@ -48,6 +50,16 @@ class Names:
             self._name[index] = name
         self._index.move_to_end(name)
         return index
+
+    def known(self, question: bytes) -> bytes | None:
+        """The answer to an equal question that was answered before."""
+        rest = self._answers.get(question[2:])
+        return None if rest is None else question[:2] + rest
+
+    def keep(self, question: bytes, said: bytes) -> None:
+        """Keep an answer that gives an address of an allowed name, for `known`."""
+        if len(self._answers) < _MOST_NAMES:
+            self._answers[question[2:]] = said[2:]
 
     def name_of(self, address: Address) -> str | None:
         """The name that a made-up address stands for; None for one that was not given out."""
@@ -73,6 +85,8 @@ def answer(
         ipv6: Whether AAAA is answered.
         refused: Told of a name that is not allowed, and why.
     """
+    if (again := names.known(question)) is not None:
+        return again
     try:
         asked = _dns.DNSRecord.parse(question)
     except (_dns.DNSError, ValueError, IndexError):
@@ -97,6 +111,9 @@ def answer(
         if verdict.allowed:
             index = names.index_of(text)
             _add(reply, asked, IPV4[index], IPV6[index] if ipv6 else None)
+            said = bytes(reply.pack())
+            names.keep(question, said)
+            return said
         else:
             refused(text, verdict)
             reply.header.rcode = _dns.RCODE.NXDOMAIN

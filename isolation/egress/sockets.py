@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 import struct
 import threading
@@ -29,13 +31,15 @@ class RawStream:
     """A `ByteStream` over a non-blocking socket. It holds no buffer: memory is the kernel's.
 
     Args:
-        sock: Connected; closed by this.
+        sock: Closed by this.
         tally: Told of what goes to the server and comes from it; None for a program's end.
     """
 
     def __init__(self, sock: socket.socket, tally: Tally | None = None) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
+        # Numbers, not sockets, go to the event loop: it prints what is not registered yet.
+        self.fd = sock.fileno()
         self.tally = tally
         self.closed = False
         self._loop = asyncio.get_running_loop()
@@ -64,6 +68,15 @@ class RawStream:
             except BlockingIOError:
                 await self._ready(self._loop.add_writer, self._loop.remove_writer)
 
+    async def connect(self, address: str, port: int) -> None:
+        """Connect it. Raises OSError, as connect(2)."""
+        code = self.sock.connect_ex((address, port))
+        if code == errno.EINPROGRESS:
+            await self._ready(self._loop.add_writer, self._loop.remove_writer)
+            code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+
     async def write_eof(self) -> None:
         if not self.closed:
             with contextlib.suppress(OSError):
@@ -84,8 +97,8 @@ class RawStream:
         if self.closed:
             return
         self.closed = True
-        self._loop.remove_reader(self.sock)
-        self._loop.remove_writer(self.sock)
+        self._loop.remove_reader(self.fd)
+        self._loop.remove_writer(self.fd)
         for future in self._waiting:
             if not future.done():
                 future.set_exception(ConnectionAbortedError("closed"))
@@ -95,18 +108,16 @@ class RawStream:
         if self.closed:
             raise ConnectionAbortedError("closed")
 
-    async def _ready(
-        self, add: Callable[..., None], remove: Callable[[socket.socket], bool]
-    ) -> None:
+    async def _ready(self, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
         future: asyncio.Future[None] = self._loop.create_future()
         self._waiting.add(future)
-        add(self.sock, _wake, future)
+        add(self.fd, _wake, future)
         try:
             await future
         finally:
             self._waiting.discard(future)
             if not self.closed:
-                remove(self.sock)
+                remove(self.fd)
 
 
 def _wake(future: asyncio.Future[None]) -> None:
@@ -187,14 +198,14 @@ class _Pump:
     def start(self, every: list[_Pump]) -> None:
         """Begin to carry; `every` is both directions."""
         self._all = every
-        self._loop.add_reader(self._source.sock, self._readable)
+        self._loop.add_reader(self._source.fd, self._readable)
 
     def stop(self) -> None:
         """Carry no more."""
         if not self._source.closed:
-            self._loop.remove_reader(self._source.sock)
+            self._loop.remove_reader(self._source.fd)
         if not self._sink.closed:
-            self._loop.remove_writer(self._sink.sock)
+            self._loop.remove_writer(self._sink.fd)
 
     def _readable(self) -> None:
         buffer = _buffer()
@@ -206,7 +217,7 @@ class _Pump:
             self._fail(error)
             return
         if not got:
-            self._loop.remove_reader(self._source.sock)
+            self._loop.remove_reader(self._source.fd)
             with contextlib.suppress(OSError):
                 self._sink.sock.shutdown(socket.SHUT_WR)
             self.ended = True
@@ -227,8 +238,8 @@ class _Pump:
             return
         if sent < got:
             self._rest = memoryview(bytes(buffer[sent:got]))
-            self._loop.remove_reader(self._source.sock)
-            self._loop.add_writer(self._sink.sock, self._writable)
+            self._loop.remove_reader(self._source.fd)
+            self._loop.add_writer(self._sink.fd, self._writable)
 
     def _writable(self) -> None:
         try:
@@ -239,8 +250,8 @@ class _Pump:
             self._fail(error)
             return
         if not self._rest:
-            self._loop.remove_writer(self._sink.sock)
-            self._loop.add_reader(self._source.sock, self._readable)
+            self._loop.remove_writer(self._sink.fd)
+            self._loop.add_reader(self._source.fd, self._readable)
 
     def _fail(self, error: OSError) -> None:
         if not self._done.done():
