@@ -6,6 +6,7 @@ do, and an `OSError` says how. Standard library only: a bare interpreter runs th
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import fnmatch
@@ -221,6 +222,81 @@ def delete(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"path": path, "kind": kind}
 
 
+def read_bytes(arguments: dict[str, Any]) -> dict[str, Any]:
+    """All of a regular file, in base64; over `max_bytes` is EFBIG. A FIFO is not waited for."""
+    path, most = arguments["path"], arguments["max_bytes"]
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EISDIR, "Is a directory", path)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(most + 1)
+    finally:
+        os.close(fd)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"larger than {most} bytes", path)
+    return {"data": base64.b64encode(data).decode()}
+
+
+def write_bytes(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Replace or create a file in place, through links; missing directories are made."""
+    path = arguments["path"]
+    if parent := os.path.dirname(path):
+        try:
+            os.makedirs(parent, exist_ok=True)
+        except FileExistsError as error:
+            raise OSError(errno.ENOTDIR, "Not a directory", parent) from error
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o644)
+    with open(fd, "wb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        file.truncate(0)
+        written = file.write(base64.b64decode(arguments["data"]))
+    return {"bytes_written": written}
+
+
+def look(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a path is, links followed; with `entries`, what each name in a directory is."""
+    path: str = arguments["path"]
+    status = os.stat(path)
+    found: dict[str, Any] = {
+        "is_directory": stat.S_ISDIR(status.st_mode),
+        "size_bytes": status.st_size,
+        "modified": status.st_mtime,
+    }
+    if arguments.get("entries"):
+        found["entries"] = [_entry(path, name) for name in sorted(os.listdir(path))]
+    return found
+
+
+def _entry(directory: str, name: str) -> dict[str, Any]:
+    try:
+        status = os.stat(os.path.join(directory, name))
+    except OSError:  # a link to nothing, or to itself
+        status = os.lstat(os.path.join(directory, name))
+    return {
+        "name": _text(name),
+        "is_directory": stat.S_ISDIR(status.st_mode),
+        "is_file": stat.S_ISREG(status.st_mode),
+        "size_bytes": status.st_size,
+        "modified": status.st_mtime,
+    }
+
+
+def make_directory(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Make a directory and those above it."""
+    os.makedirs(arguments["path"], exist_ok=True)
+    return {}
+
+
+def real_path(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The path with every link in it followed; what is missing stays as it is written."""
+    return {"path": os.path.realpath(arguments["path"])}
+
+
 OPERATIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "read_file": read_file,
     "write_file": write_file,
@@ -230,6 +306,12 @@ OPERATIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "search_text": search_text,
     "move": move,
     "delete": delete,
+    # No tools: what the adapters of agent frameworks need of a workspace.
+    "read_bytes": read_bytes,
+    "write_bytes": write_bytes,
+    "look": look,
+    "make_directory": make_directory,
+    "real_path": real_path,
 }
 
 
