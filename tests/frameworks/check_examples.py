@@ -19,4 +19,5 @@ def test_an_example_runs(example: Path, tmp_path: Path) -> None:
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert "rule network.isolated of policy code-assistant" in run.stdout
+    assert "2" in run.stdout or "3.5" in run.stdout
+    assert "Could not resolve host: example.com" in run.stdout  # held, not merely said
