@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from .result import Result
     from .sandbox import Engine
+    from .usage import Limit, Usage
     from .view import View
 
 _HOMES = {
@@ -36,6 +37,8 @@ _HOMES = {
     "SetupError": "errors",
     "Result": "result",
     "Engine": "sandbox",
+    "Limit": "usage",
+    "Usage": "usage",
     "View": "view",
 }
 
@@ -46,9 +49,11 @@ __all__ = [
     "Engine",
     "IsolationError",
     "Layer",
+    "Limit",
     "OperationError",
     "Result",
     "SetupError",
+    "Usage",
     "View",
 ]
 

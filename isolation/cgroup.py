@@ -1,4 +1,4 @@
-"""cgroups: memory, processes and CPU of a sandbox, held and measured by the kernel.
+"""cgroups: memory, processes, CPU and block I/O of a sandbox, held and measured by the kernel.
 
 v2 where the memory controller is there and delegated to us, v1 children as root where that is all
 there is, nothing otherwise. Sources: kernel Documentation/admin-guide/cgroup-v2.rst and
@@ -8,10 +8,14 @@ cgroup-v1/; systemd's CGROUP_DELEGATION.md.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
+from collections.abc import Iterable
 
+from .blockio import devices_under
 from .plan import Plan
+from .usage import Counters
 
 _ROOT = "/sys/fs/cgroup"
 _CPU_PERIOD_US = 100_000
@@ -44,15 +48,20 @@ def _own_paths() -> dict[str, str]:
 class Hierarchy:
     """Where this process may make cgroups. One per keeper; `close` leaves nothing behind.
 
+    Args:
+        plan: What is to be held; None to look only at what could be.
+
     Attributes:
         version: 2, 1, or 0 where no cgroup can be made.
         reason: Why not more than that; a sentence with the command that mends it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plan: Plan | None = None) -> None:
         self.version = 0
         self.reason = ""
         self._bases: dict[str, str] = {}
+        self._devices: set[str] = set()
+        self._io_wanted = plan is not None and plan.io_bytes_per_second is not None
         name = f"purple-{os.getpid()}"
         try:
             if not self._open_v2(name):
@@ -60,6 +69,16 @@ class Hierarchy:
         except OSError as error:
             self.version = 0
             self.reason = f"no cgroup can be made here ({error.strerror}: {error.filename})"
+        if plan is not None and self._io_wanted and self.version:
+            self._find_devices(plan)
+
+    def _find_devices(self, plan: Plan) -> None:
+        places = [*plan.write, *plan.read, *([plan.workspace] if plan.workspace else [])]
+        self._devices, unknown = devices_under(places)
+        if unknown:
+            self.reason = self.reason or (
+                f"resources.io cannot be held on {', '.join(unknown)}: no block device of its own"
+            )
 
     def _open_v2(self, name: str) -> bool:
         own = _own_paths().get("")
@@ -67,7 +86,8 @@ class Hierarchy:
             return False
         here = f"{_ROOT}{own}".rstrip("/")
         parent = os.path.dirname(here)
-        wanted = ("memory", "pids", "cpu")
+        # io costs nothing more and counts; the others hold what every policy may ask for.
+        wanted = ("memory", "pids", "cpu", "io")
         for base in (parent, here):
             # cgroup v2 has no processes in a cgroup that hands controllers down ("no internal
             # processes"), so a sibling of our own is tried first, then a child.
@@ -89,7 +109,8 @@ class Hierarchy:
             have = _read(f"{path}/cgroup.controllers").split()
             _write(f"{path}/cgroup.subtree_control", " ".join(f"+{c}" for c in wanted if c in have))
             self.version, self._bases = 2, {"": path}
-            if missing := [c for c in wanted if c not in have]:
+            needed = wanted if self._io_wanted else wanted[:3]
+            if missing := [c for c in needed if c not in have]:
                 self.reason = f"controllers not delegated: {', '.join(missing)}"
             return True
         self.reason = (
@@ -116,7 +137,9 @@ class Hierarchy:
 
     def _open_v1(self, name: str) -> None:
         own = _own_paths()
-        for controller in ("memory", "pids", "cpu", "cpuacct"):
+        # Each is a hierarchy of its own, so a directory and two moves more for every sandbox.
+        blkio = ("blkio",) if self._io_wanted else ()
+        for controller in ("memory", "pids", "cpu", "cpuacct", *blkio):
             base = f"{_ROOT}/{controller}{own.get(controller, '/')}".rstrip("/")
             if controller not in own or not os.access(base, os.W_OK):
                 self.reason = f"cgroup v1: {controller} is not writable for this user"
@@ -137,7 +160,7 @@ class Hierarchy:
         for path in paths.values():
             os.mkdir(path)
         group = Cgroup(self.version, paths)
-        group.limit(plan)
+        group.limit(plan, self._devices)
         return group
 
     def close(self) -> None:
@@ -158,8 +181,12 @@ class Cgroup:
     def _path(self, controller: str) -> str:
         return self.paths["" if self.version == 2 else controller]
 
-    def limit(self, plan: Plan) -> None:
-        """Set the plan's limits. Swap is off: at the memory limit the whole group is killed."""
+    def limit(self, plan: Plan, devices: Iterable[str] = ()) -> None:
+        """Set the plan's limits; block I/O on `devices`, each `MAJOR:MINOR` of a whole disk.
+
+        Swap is off. At the memory limit the whole group is killed: by the kernel in v2, by whoever
+        listens to `oom_event` in v1. At the others the system call fails or waits.
+        """
         memory, pids, cpu = self._path("memory"), self._path("pids"), self._path("cpu")
         if self.version == 2:
             if plan.memory_bytes is not None:
@@ -172,45 +199,126 @@ class Cgroup:
         else:
             if plan.memory_bytes is not None:
                 _write(f"{memory}/memory.limit_in_bytes", str(plan.memory_bytes))
+                _write(f"{memory}/memory.swappiness", "0")
                 if os.path.exists(f"{memory}/memory.memsw.limit_in_bytes"):
                     _write(f"{memory}/memory.memsw.limit_in_bytes", str(plan.memory_bytes))
             if plan.cpu_cores is not None:
                 _write(f"{cpu}/cpu.cfs_quota_us", str(int(plan.cpu_cores * _CPU_PERIOD_US)))
         if plan.processes is not None:
             _write(f"{pids}/pids.max", str(plan.processes + 1))  # and our pid 1
+        if (rate := plan.io_bytes_per_second) is not None:
+            self._limit_io(rate, devices)
+
+    def _limit_io(self, rate: int, devices: Iterable[str]) -> None:
+        for device in devices:
+            if self.version == 2:
+                if os.path.exists(f"{self._path('io')}/io.max"):
+                    _write(f"{self._path('io')}/io.max", f"{device} rbps={rate} wbps={rate}")
+                continue
+            for name in ("read_bps_device", "write_bps_device"):
+                _write(f"{self._path('blkio')}/blkio.throttle.{name}", f"{device} {rate}")
+
+    def oom_event(self) -> int:
+        """A descriptor that is readable when the memory limit has made the kernel kill; -1 in v2.
+
+        v1 kills one process, where v2 has memory.oom.group. The caller kills the rest and closes
+        it. cgroup-v1/memory.rst, "OOM Control".
+        """
+        if self.version == 2:
+            return -1
+        memory = self._path("memory")
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        control = os.open(f"{memory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _write(f"{memory}/cgroup.event_control", f"{event} {control}")
+        finally:
+            os.close(control)
+        return event
 
     def attach(self, pid: int) -> None:
         """Move a process in; its children follow."""
         for path in self.paths.values():
             _write(f"{path}/cgroup.procs", str(pid))
 
-    def usage(self) -> dict[str, float | int | None]:
-        """`cpu_seconds`, `memory_peak_bytes` and `oom_kills`; None where the kernel has no figure."""
-        memory = self._path("memory")
-        usage: dict[str, float | int | None] = {
-            "cpu_seconds": None,
-            "memory_peak_bytes": None,
-            "oom_kills": 0,
-        }
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            if self.version == 2:
-                stat = dict(line.split() for line in _read(f"{memory}/cpu.stat").splitlines())
-                usage["cpu_seconds"] = int(stat["usage_usec"]) / 1e6
-            else:
-                usage["cpu_seconds"] = int(_read(f"{self.paths['cpuacct']}/cpuacct.usage")) / 1e9
-        names = ("memory.peak", "memory.events") if self.version == 2 else (
-            "memory.max_usage_in_bytes", "memory.oom_control")  # fmt: skip
-        with contextlib.suppress(OSError, ValueError):
-            usage["memory_peak_bytes"] = int(_read(f"{memory}/{names[0]}"))
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            events = dict(line.split() for line in _read(f"{memory}/{names[1]}").splitlines())
-            usage["oom_kills"] = int(events["oom_kill"])
-        return usage
+    def oom_kills(self) -> int:
+        """How many processes the kernel has killed for the memory limit."""
+        name = "memory.events" if self.version == 2 else "memory.oom_control"
+        return _fields(f"{self._path('memory')}/{name}").get("oom_kill", 0)
+
+    def count(self, plan: Plan) -> Counters:
+        """What has been counted so far.
+
+        Each file costs some microseconds of every call, so what says how often a limit was met is
+        read only where the peak has come near it.
+        """
+        memory, pids = self._path("memory"), self._path("pids")
+        v2 = self.version == 2
+        peak = _number(f"{memory}/{'memory.peak' if v2 else 'memory.max_usage_in_bytes'}")
+        oom_kills = 0
+        if plan.memory_bytes is not None and (peak is None or 2 * peak > plan.memory_bytes):
+            oom_kills = self.oom_kills()
+        processes = _number(f"{pids}/pids.peak")
+        refused = 0
+        if plan.processes is not None and (processes is None or processes > plan.processes):
+            refused = _fields(f"{pids}/pids.events").get("max", 0)
+        cpu_seconds, throttled = self._cpu(limited=plan.cpu_cores is not None)
+        read, written = self._io()
+        return Counters(
+            cpu_seconds=cpu_seconds,
+            throttled_seconds=throttled,
+            memory_peak_bytes=peak,
+            oom_kills=oom_kills,
+            processes_peak=None if processes is None else max(processes - 1, 0),  # our pid 1
+            processes_refused=refused,
+            read_bytes=read,
+            written_bytes=written,
+        )
+
+    def _cpu(self, *, limited: bool) -> tuple[float | None, float | None]:
+        cpu = self._path("cpu")
+        if self.version == 2:
+            stat = _fields(f"{cpu}/cpu.stat")
+            used, waited = stat.get("usage_usec"), stat.get("throttled_usec")
+            return used and used / 1e6, None if waited is None or not limited else waited / 1e6
+        used = _number(f"{self._path('cpuacct')}/cpuacct.usage")
+        waited = _fields(f"{cpu}/cpu.stat").get("throttled_time") if limited else None
+        return used and used / 1e9, None if waited is None else waited / 1e9
+
+    def _io(self) -> tuple[int | None, int | None]:
+        if self.version == 1 and "blkio" not in self.paths:
+            return None, None
+        name = "io.stat" if self.version == 2 else "blkio.throttle.io_service_bytes"
+        try:
+            text = _read(f"{self._path('io' if self.version == 2 else 'blkio')}/{name}")
+        except OSError:
+            return None, None
+        words = text.replace("=", " ").lower().split()
+        sums = dict.fromkeys(("rbytes", "wbytes", "read", "write"), 0)
+        for name, value in itertools.pairwise(words):
+            if name in sums and value.isdigit():
+                sums[name] += int(value)
+        return sums["rbytes"] + sums["read"], sums["wbytes"] + sums["write"]
 
     def remove(self) -> None:
         """Delete the directories; the sandbox's processes must have ended."""
         for path in self.paths.values():
             _remove(path)
+
+
+def _number(path: str) -> int | None:
+    try:
+        return int(_read(path))
+    except (OSError, ValueError):
+        return None
+
+
+def _fields(path: str) -> dict[str, int]:
+    """`name number` lines; {} where the file is missing."""
+    try:
+        lines = [line.split() for line in _read(path).splitlines()]
+    except OSError:
+        return {}
+    return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
 
 
 def _delegated(path: str) -> bool:

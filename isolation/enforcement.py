@@ -49,7 +49,7 @@ def enforcement_of(found: Mapping[str, Any], plan: Plan) -> Enforcement:
         cgroup = Layer(
             status="partial" if limited else "none",
             reason=f"{group['reason']}; memory and processes are held by rlimits and a watcher, "
-            "CPU is not",
+            "CPU and block I/O are not",
         )
     else:
         cgroup = Layer(status="partial" if group["reason"] else "full", reason=group["reason"])

@@ -30,6 +30,7 @@ from .descriptors import receive
 from .errors import SetupError
 from .landlock import abi_version
 from .netns import DOORS
+from .oom import OutOfMemory
 from .plan import ORDER_BYTES, Plan
 from .zygote import become_zygote
 
@@ -41,7 +42,7 @@ def main(fd: int) -> None:
     text, fds = receive(gateway, 1 << 20, 2)
     plan = Plan.from_json(text)
     ends, arena = socket.socket(fileno=fds[0]), fds[1]
-    hierarchy = Hierarchy()
+    hierarchy = Hierarchy(plan)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     zygote = os.fork()
     if zygote == 0:
@@ -77,13 +78,17 @@ class _Keeper:
         self._plan = plan
         self._hierarchy = hierarchy
         self._groups: dict[int, Cgroup | None] = {}
+        self._ooms = OutOfMemory()
 
     def serve(self) -> None:
         poll = select.poll()
-        for channel in (self._gateway, self._zygote):
+        for channel in (self._gateway, self._zygote, self._ooms):
             poll.register(channel, select.POLLIN)
         while True:
             for fd, _ in poll.poll():
+                if fd == self._ooms.fileno():
+                    self._ooms.kill()
+                    continue
                 ours = fd == self._gateway.fileno()
                 if not (self._on_gateway() if ours else self._on_zygote()):
                     return
@@ -94,6 +99,7 @@ class _Keeper:
             return False
         request = json.loads(message)
         if "gone" in request:
+            self._ooms.forget(request["gone"])
             if group := self._groups.pop(request["gone"], None):
                 group.remove()
             return True
@@ -127,6 +133,7 @@ class _Keeper:
             if group:
                 for pidfd in (pid_1, command):
                     group.attach(_pid_of(pidfd))
+                self._ooms.watch(number, group, pid_1)
             told = {"spawned": number, "cgroup": group.paths if group else {}}
             socket.send_fds(self._gateway, [json.dumps(told).encode()], [pid_1, *others])
         except (OSError, SetupError) as error:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from . import libc
 from .errors import SetupError
 from .guard import Marks
-from .plan import AUTHORITY, BUNDLES, DEVICES, HOME, TRUSTED, Plan
+from .plan import AUTHORITY, BUNDLES, DEVICES, HOME, PRIVATE, TRUSTED, Plan
 
 _STAGE = "/tmp"
 _BIND_READ_ONLY = libc.MOUNT_ATTR_RDONLY | libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
@@ -152,9 +152,7 @@ def mount_private(plan: Plan, marks: Marks) -> None:
         for path in granted
         if path.startswith(("/tmp/", "/var/tmp/", "/dev/shm/", HOME + "/"))
     ]
-    size = f"size={plan.tmp_bytes}"
-    for path, mode in (("/tmp", "1777"), ("/var/tmp", "1777"), ("/dev/shm", "1777"), (HOME, "700")):
-        libc.mount("purple", path, "tmpfs", safe, f"mode={mode},{size}")
+    _mount_writable(plan.tmp_bytes, safe)
     libc.mount("devpts", "/dev/pts", "devpts", libc.MS_NOSUID | libc.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=600")  # fmt: skip
     for fd, path in buried:
         _attach(fd, path)
@@ -163,6 +161,27 @@ def mount_private(plan: Plan, marks: Marks) -> None:
     for path in marks.hide:
         if os.path.lexists(path):  # it may have been removed meanwhile
             _cover(path)
+
+
+def _mount_writable(max_bytes: int, flags: int) -> None:
+    """/tmp, /var/tmp, /dev/shm and HOME as directories of one tmpfs, so that one bound holds all.
+
+    Beyond `max_bytes`, and beyond an inode for each kilobyte of it, writes fail with ENOSPC.
+    """
+    max_bytes = max(max_bytes, 4096)  # tmpfs takes 0 for no bound
+    inodes = max(1024, max_bytes // 1024)  # an empty file takes no block but memory of the kernel
+    bounds = f"size={max_bytes},nr_inodes={inodes}"
+    libc.mount("purple", "/tmp", "tmpfs", flags, f"mode=755,{bounds}")
+    clones: list[tuple[int, str]] = []
+    for index, path in enumerate(PRIVATE):
+        directory = f"/tmp/{index}"
+        os.mkdir(directory)
+        os.chmod(directory, 0o700 if path == HOME else 0o1777)
+        clones.append(
+            (libc.open_tree(directory, libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC), path)
+        )
+    for fd, path in clones:
+        _attach(fd, path)
 
 
 def seal_root() -> None:

@@ -118,6 +118,8 @@ class Plan:
     """Everything that is built before a command is known. Paths are absolute host paths.
 
     Attributes:
+        tmp_bytes: What a sandbox's private file systems hold together.
+        disk_bytes: Size of the largest file that it may make.
         authority: A certificate, PEM, that programs inside trust beside the host's; "" adds none.
         network: Whether the gateway is to hold the way out of each sandbox; else there is none.
         files: Small files of the view, by absolute path, that take the place of the host's.
@@ -135,6 +137,8 @@ class Plan:
     cpu_cores: float | None
     processes: int | None
     open_files: int | None
+    disk_bytes: int | None
+    io_bytes_per_second: int | None
     authority: str = ""
     network: bool = False
     files: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -230,7 +234,10 @@ def compile_plan(
         write=_granted("write", policy.filesystem.write, workspace),
         workspace=None if workspace is None else str(workspace),
         workspace_writable=mode == "write",
-        tmp_bytes=policy.filesystem.tmp_bytes,
+        tmp_bytes=min(
+            policy.filesystem.tmp_bytes,
+            sys.maxsize if resources.disk_bytes is None else resources.disk_bytes,
+        ),
         seccomp=base64.b64encode(program).decode(),
         environment={
             **_environment(policy),
@@ -245,6 +252,8 @@ def compile_plan(
         cpu_cores=resources.cpu_cores,
         processes=resources.processes,
         open_files=resources.open_files,
+        disk_bytes=resources.disk_bytes,
+        io_bytes_per_second=resources.io_bytes_per_second,
     )
 
 

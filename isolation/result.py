@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from .enforcement import Enforcement
+from .usage import Limit, Usage
 
 if TYPE_CHECKING:
     from .egress.connections import Connection
@@ -24,8 +25,8 @@ class Result:
         stdout: What was kept: the first `resources.output_limit` bytes.
         stdout_bytes: What was written, kept or not. The same for stderr.
         reason: Why it ended; "timed_out" and "out_of_memory" mean that we or the kernel killed it.
-        cpu_seconds: User and system time of the whole sandbox; None where no cgroup counts it.
-        memory_peak_bytes: Of the whole sandbox; None where no cgroup counts it.
+        usage: What it used.
+        limits: The limits of the policy that it came to, what ended it first; empty when none.
         moved_aside: A sentence for each protected path that the command made; guard.py.
         connections: What its programs connected to, or tried to; refusals say why.
         value: The JSON of a file operation; None for a command.
@@ -40,8 +41,8 @@ class Result:
     stderr_bytes: int
     reason: Reason
     wall_seconds: float
-    cpu_seconds: float | None
-    memory_peak_bytes: int | None
+    usage: Usage
+    limits: tuple[Limit, ...]
     enforcement: Enforcement
     moved_aside: tuple[str, ...] = ()
     connections: tuple[Connection, ...] = ()
@@ -53,6 +54,11 @@ class Result:
         """Whether more was written than kept."""
         return self.stdout_bytes > len(self.stdout) or self.stderr_bytes > len(self.stderr)
 
+    @property
+    def ended_by(self) -> Limit | None:
+        """The limit for which everything in the sandbox was killed; None when none was."""
+        return next((limit for limit in self.limits if limit.effect == "ended"), None)
+
     def facts(self) -> dict[str, Any]:
         """What a record holds of it: the end and what was used, without the output."""
         facts = {} if self.narrowed is None else {"grant": dict(self.narrowed)}
@@ -60,8 +66,8 @@ class Result:
             **facts,
             "exit_code": self.exit_code,
             "signal": self.signal,
-            "cpu_seconds": self.cpu_seconds,
-            "memory_peak_bytes": self.memory_peak_bytes,
+            "usage": self.usage.to_json(),
+            "limits": [limit.to_json() for limit in self.limits],
             "stdout_bytes": self.stdout_bytes,
             "stderr_bytes": self.stderr_bytes,
             "moved_aside": list(self.moved_aside),

@@ -28,12 +28,14 @@ from .command import Command, not_found, resolve
 from .enforcement import Enforcement, enforcement_of
 from .errors import CommandNotFound, EnforcementError, OperationError, SetupError
 from .guard import Guard, Marks
+from .limits import Ended, reached, tail
 from .link import Link, Started
 from .plan import Plan, compile_plan
 from .pool import Pool, Ready, prepare
 from .result import Reason, Result
 from .seccomp import compile_operation_filter
 from .streams import OnOutput
+from .usage import Counters, merge
 from .view import View
 
 if TYPE_CHECKING:
@@ -283,13 +285,13 @@ class Engine:
         finally:
             forward.cancel()
             await asyncio.shield(started.gone())
-            usage = _usage(started)
+            counters = self._count(started)
             connections = await asyncio.shield(self._close_gate(started))
             self._link.gone(started)
         moved = self._guard.move_aside(marks)
         _refused(end, argv[0])
         wall = time.monotonic() - began
-        return self._result(end, timed_out, usage, wall, moved, connections)
+        return self._result(end, timed_out, None, counters, wall, moved, connections)
 
     def _look(self) -> Marks:
         try:
@@ -349,7 +351,7 @@ class Engine:
             # Shielded: a caller that is cancelled again must not leave the sandbox behind.
             if not started.is_gone():
                 await asyncio.shield(started.gone())
-            usage = _usage(started)
+            counters = self._count(started)
             connections = await asyncio.shield(self._close_gate(started))
             moved = self._guard.move_aside(ready.marks)
             for output in (ready.stdout, ready.stderr):
@@ -357,7 +359,7 @@ class Engine:
             asyncio.get_running_loop().call_soon(self._discard, ready)  # after the caller goes on
         _refused(end, name)
         wall = time.monotonic() - began
-        return self._result(end, timed_out, usage, wall, moved, connections, ready)
+        return self._result(end, timed_out, limit, counters, wall, moved, connections, ready)
 
     def _discard(self, ready: Ready) -> None:
         ready.started.kill()
@@ -370,17 +372,29 @@ class Engine:
         while True:
             self._link.signal(started, await signals.get())
 
+    def _count(self, started: Started) -> Counters | None:
+        return started.cgroup.count(self._entered) if started.cgroup is not None else None
+
     def _result(
-        self, end: Mapping[str, Any], timed_out: bool, usage: Mapping[str, Any], wall: float,
-        moved: tuple[str, ...], connections: tuple[Connection, ...], ready: Ready | None = None,
+        self, report: Mapping[str, Any], timed_out: bool, asked: float | None,
+        counters: Counters | None, wall: float, moved: tuple[str, ...],
+        connections: tuple[Connection, ...], ready: Ready | None = None,
     ) -> Result:  # fmt: skip
-        status = end.get("status")
+        stdout, stderr = (ready.stdout, ready.stderr) if ready else (None, None)
+        end = Ended(
+            wall_seconds=wall, asked_seconds=asked, timed_out=timed_out, report=report,
+            counters=counters, usage=merge(counters, report),
+            kept=sum(len(output.kept) for output in (stdout, stderr) if output),
+            written=sum(output.total_bytes for output in (stdout, stderr) if output),
+            tail=tail(stderr.kept) if stderr else b"",
+        )  # fmt: skip
+        status = report.get("status")
         reason: Reason = "signaled"
         exit_code: int | None = None
         number: int | None = int(signal.SIGKILL)
         if timed_out:
             reason = "timed_out"
-        elif usage.get("oom_kills") or end.get("out_of_memory"):
+        elif end.out_of_memory:
             reason = "out_of_memory"
         elif isinstance(status, int):
             if os.WIFEXITED(status):
@@ -389,12 +403,13 @@ class Engine:
                 number = os.WTERMSIG(status)
         return Result(
             exit_code=exit_code, signal=number, reason=reason, wall_seconds=wall,
-            stdout=bytes(ready.stdout.kept) if ready else b"",
-            stderr=bytes(ready.stderr.kept) if ready else b"",
-            stdout_bytes=ready.stdout.total_bytes if ready else 0,
-            stderr_bytes=ready.stderr.total_bytes if ready else 0,
+            stdout=bytes(stdout.kept) if stdout else b"",
+            stderr=bytes(stderr.kept) if stderr else b"",
+            stdout_bytes=stdout.total_bytes if stdout else 0,
+            stderr_bytes=stderr.total_bytes if stderr else 0,
             enforcement=self.enforcement, moved_aside=moved, connections=connections,
-            cpu_seconds=usage.get("cpu_seconds"), memory_peak_bytes=usage.get("memory_peak_bytes"),
+            usage=end.usage,
+            limits=reached(self.policy, end),
         )  # fmt: skip
 
 
@@ -423,10 +438,6 @@ async def _end(started: Started, limit: float | None) -> tuple[dict[str, Any], b
         if timer is not None:
             timer.cancel()
     return end, bool(late)
-
-
-def _usage(started: Started) -> Mapping[str, Any]:
-    return started.cgroup.usage() if started.cgroup is not None else {}
 
 
 def _refused(end: Mapping[str, Any], name: str) -> None:

@@ -17,6 +17,7 @@ from .lockdown import await_pid_1, enter_namespaces, fork_pid_1, lock_down
 from .mounts import mount_private, seal_root
 from .netns import open_doors
 from .plan import Plan
+from .rlimits import filled_bytes, rusage, set_limit
 
 
 class Births:
@@ -90,6 +91,8 @@ class Slot:
         doors: Descriptors of its way out, for the gateway; empty when it has none. netns.py.
         error: Why it could not be prepared; "" when it was.
         code: What posix_spawn returned: 0, or the errno of execve.
+        over, memory_peak_bytes, processes_peak: The watcher's; `over` names the limit for which it
+            killed the sandbox, "" when it did not.
     """
 
     def __init__(self, order: dict[str, Any], fds: tuple[int, int, int], address: int) -> None:
@@ -99,7 +102,10 @@ class Slot:
         self.command = self.pid_1 = 0
         self.error = ""
         self.code = 0
-        self.out_of_memory = False
+        self.over = ""
+        self.memory_peak_bytes = self.processes_peak = 0
+        self._thread = 0
+        self._used: dict[str, Any] = {}
         self.spawned = threading.Event()
         self._reported = threading.Event()
         self.pidfds: list[int] = []
@@ -119,7 +125,8 @@ class Slot:
         self._births = births
         try:
             enter_namespaces(network)
-            own = f"/proc/self/task/{threading.get_native_id()}/ns/net"
+            self._thread = threading.get_native_id()
+            own = f"/proc/self/task/{self._thread}/ns/net"
             self.network = os.open(own, os.O_RDONLY | os.O_CLOEXEC) if network is None else network
             if plan.network:
                 self.doors = open_doors()
@@ -151,12 +158,13 @@ class Slot:
 
     def limit(self, plan: Plan, rlimits: bool) -> None:
         """Set the command's rlimits, and take hold of both processes: setrlimit(2), pidfd_open(2)."""
-        _limit(self.command, resource.RLIMIT_CORE, 0)
-        _limit(self.command, resource.RLIMIT_NOFILE, plan.open_files)
+        set_limit(self.command, resource.RLIMIT_CORE, 0)
+        set_limit(self.command, resource.RLIMIT_NOFILE, plan.open_files)
+        set_limit(self.command, resource.RLIMIT_FSIZE, plan.disk_bytes)
         if rlimits:
-            _limit(self.command, resource.RLIMIT_DATA, plan.memory_bytes)
+            set_limit(self.command, resource.RLIMIT_DATA, plan.memory_bytes)
             if plan.processes is not None:  # the user's other processes count, too
-                _limit(self.command, resource.RLIMIT_NPROC, plan.processes + 64)
+                set_limit(self.command, resource.RLIMIT_NPROC, plan.processes + 64)
         self.pidfds = [os.pidfd_open(self.pid_1), os.pidfd_open(self.command)]
         self._alive = {self.pid_1, self.command}
         for fd in self._fds:
@@ -179,7 +187,9 @@ class Slot:
         os.close(fd)
         pid = self.command if command else self.pid_1
         with contextlib.suppress(ChildProcessError):  # posix_spawn reaps what could not execute
-            _, self._status[command] = os.waitpid(pid, 0)
+            _, self._status[command], used = os.wait4(pid, 0)
+            if command:
+                self._used = rusage(used)
         self._alive.discard(pid)
         if self.pid_1 in self._alive:
             # Its end is the end of all that is left in its namespace; the gateway waits for it.
@@ -191,12 +201,12 @@ class Slot:
         return self.command not in self._alive and not self._told
 
     @property
-    def over(self) -> bool:
+    def dead(self) -> bool:
         """Whether command and pid 1 have both ended."""
         return not self._alive
 
     def release(self) -> None:
-        """Let the sandbox's thread go, and its namespaces with it. Call when it is `over`."""
+        """Let the sandbox's thread go, and its namespaces with it. Call when it is `dead`."""
         self._reported.set()
         self.close()
 
@@ -236,13 +246,18 @@ class Slot:
         return {
             "ended": self.number,
             "status": self._status.get(True),
-            "out_of_memory": self.out_of_memory,
+            "over": self.over,
+            **self._account(),
         }
 
-
-def _limit(pid: int, kind: int, value: int | None) -> None:
-    if value is None:
-        return
-    _, hard = resource.prlimit(pid, kind)
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.prlimit(pid, kind, (value, value))
+    def _account(self) -> dict[str, Any]:
+        used = dict(self._used)
+        # As large as the largest process, or as all of them when they were looked at.
+        largest = used.get("memory_peak_bytes", 0)
+        used["memory_peak_bytes"] = max(largest, self.memory_peak_bytes) or None
+        used["processes_peak"] = self.processes_peak or None
+        with contextlib.suppress(
+            OSError
+        ):  # the thread is there, and so is its view, until `release`
+            used["disk_bytes"] = filled_bytes(f"/proc/self/task/{self._thread}/root/tmp")
+        return used

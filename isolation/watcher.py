@@ -1,4 +1,7 @@
-"""Memory held by looking at it, where no cgroup can be had: what is over the limit is killed."""
+"""Memory and processes held by looking at them, where no cgroup can be had.
+
+What is over a limit is killed as a whole.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +13,48 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .plan import Plan
     from .slot import Slot
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 
 
 class Watcher:
-    """Adds up the private resident memory of each sandbox's processes every `seconds`.
+    """Adds up private resident memory, processes and threads of each sandbox every `seconds`.
 
-    A sandbox may be over its limit for that long; RLIMIT_DATA holds each single process meanwhile.
+    A sandbox may be over its limit for that long. RLIMIT_DATA holds each single process meanwhile,
+    RLIMIT_NPROC the processes of all sandboxes of the policy together.
     """
 
     seconds = 0.05
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, plan: Plan) -> None:
+        self._max_bytes = plan.memory_bytes
+        self._max_processes = plan.processes
         self._next = 0.0
 
     def look(self, slots: Iterable[Slot]) -> None:
-        """Kill the sandboxes that use more than they may; a look is taken when one is due."""
+        """Take note of peaks and kill what is over a limit; a look is taken when one is due."""
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + self.seconds
-        sums = _resident_bytes()
+        sums = _sums()
         for slot in slots:
-            if sums.get(_namespace(slot.pid_1), 0) > self._max_bytes:
-                slot.out_of_memory = True
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(slot.pid_1, signal.SIGKILL)
+            if not slot.pid_1:
+                continue
+            size, processes = sums.get(_namespace(slot.pid_1), (0, 1))
+            processes -= 1  # pid 1 is ours
+            slot.memory_peak_bytes = max(slot.memory_peak_bytes, size)
+            slot.processes_peak = max(slot.processes_peak, processes)
+            if self._max_bytes is not None and size > self._max_bytes:
+                slot.over = "memory"
+            elif self._max_processes is not None and processes > self._max_processes:
+                slot.over = "processes"
+            else:
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(slot.pid_1, signal.SIGKILL)
 
 
 def _namespace(pid: int) -> str:
@@ -48,15 +64,22 @@ def _namespace(pid: int) -> str:
         return ""
 
 
-def _resident_bytes() -> dict[str, int]:
-    """Private resident bytes by pid namespace. proc_pid_statm(5)."""
-    sums: dict[str, int] = {}
+def _sums() -> dict[str, tuple[int, int]]:
+    """Private resident bytes, and processes and threads, by pid namespace.
+
+    proc_pid_statm(5); proc_pid_stat(5), num_threads.
+    """
+    sums: dict[str, tuple[int, int]] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/statm") as file:
                 fields = file.read().split()
-        except OSError:
+            with open(f"/proc/{name}/stat") as file:
+                threads = int(file.read().rpartition(")")[2].split()[17])
+        except (OSError, IndexError):
             continue
         key = _namespace(int(name))
-        sums[key] = sums.get(key, 0) + (int(fields[1]) - int(fields[2])) * _PAGE
+        size, processes = sums.get(key, (0, 0))
+        size += (int(fields[1]) - int(fields[2])) * _PAGE
+        sums[key] = size, processes + threads
     return sums

@@ -117,7 +117,7 @@ class Zygote:
         self._of_fd: dict[int, Slot] = {}
         self._births = Births()
         self._networks: list[int] = []  # of sandboxes that are over, for the next ones
-        self._watcher = Watcher(plan.memory_bytes) if rlimits and plan.memory_bytes else None
+        self._watcher = Watcher(plan) if rlimits else None
         self._rlimits = rlimits
         self._epoll = select.epoll()
 
@@ -195,7 +195,7 @@ class Zygote:
         slot.ended(fd)
         if slot.to_report:
             self._gateway.send(json.dumps(slot.report()).encode())
-        if slot.over:
+        if slot.dead:
             del self._slots[slot.number]
             if slot.network >= 0:
                 self._recycle(slot.network)

@@ -69,7 +69,14 @@ class Capabilities(_Section):
 
 
 class Resources(_Section):
-    """Limits; None is no limit. At each the sandbox is ended, and the result says by which."""
+    """Limits; None is no limit. What happens at each is in the result.
+
+    At `memory_limit` and `timeout` everything in the sandbox is killed. Beyond `processes`,
+    `open_files` and `disk` the system call that asks for more fails. Beyond `cpu_shares` (cores) and
+    `io` (bytes a second, each way, of the disks below the workspace and other grants) it is slowed
+    down. Output beyond `output_limit` is thrown away. `disk` bounds what is held in /tmp, HOME and
+    the other private places together, and the size of each file made anywhere.
+    """
 
     memory_bytes: Bytes | None = Field(default=None, alias="memory_limit")
     cpu_cores: float | None = Field(default=None, alias="cpu_shares", gt=0)
@@ -268,8 +275,6 @@ class Policy(_Section):
         found = (
             (self.filesystem.workspace == "overlay", "filesystem.workspace: overlay"),
             (bool(self.capabilities.keep), "capabilities.keep"),
-            (self.resources.disk_bytes is not None, "resources.disk"),
-            (self.resources.io_bytes_per_second is not None, "resources.io"),
             (bool(self.network.listen), "network.listen"),
             (self.devices.gpu != "none", "devices.gpu"),
         )

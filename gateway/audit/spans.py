@@ -34,6 +34,7 @@ CALL_ID, EXIT_CODE = "purple.call.id", "process.exit.code"
 ENFORCEMENT = "purple.enforcement."
 CONNECTION = "purple.connection"
 _MOST_EVENTS = 64
+USAGE, LIMITS = "purple.usage.", "purple.limits"
 
 _serving: contextvars.ContextVar[bool] = contextvars.ContextVar("purple.serving", default=False)
 _tracer = trace.get_tracer("purplebox")
@@ -85,7 +86,12 @@ def begun(call_id: str, policy: Policy, decision: Decision, enforcement: Enforce
 def ended(end: Mapping[str, Any], *, is_error: bool) -> None:
     """Add how a call ended: the fields of its record's second entry, and MCP's `isError`."""
     reason = str(end["reason"])
-    annotate({REASON: reason, EXIT_CODE: end.get("exit_code")})
+    usage: Mapping[str, Any] = end.get("usage", {})
+    annotate({
+        REASON: reason, EXIT_CODE: end.get("exit_code"),
+        LIMITS: [str(limit["key"]) for limit in end.get("limits", ())] or None,
+        **{USAGE + name: value for name, value in usage.items()},
+    })  # fmt: skip
     if is_error:
         annotate({ERROR_TYPE: "tool_error"})
     span = trace.get_current_span()
@@ -116,7 +122,7 @@ def identity() -> dict[str, str]:
     }
 
 
-def annotate(attributes: Mapping[str, str | int | float | bool | None]) -> None:
+def annotate(attributes: Mapping[str, str | int | float | bool | list[str] | None]) -> None:
     """Add attributes to the current span; None values are left out."""
     span = trace.get_current_span()
     if span.is_recording():

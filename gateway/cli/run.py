@@ -115,11 +115,12 @@ async def _run(engine: Engine, command: list[str]) -> Result:
 
 
 def _status(result: Result) -> int:
+    for limit in result.limits:
+        if limit.effect != "slowed":
+            print(f"purple: {limit.sentence()}", file=sys.stderr)
     if result.reason == "timed_out":
-        print(f"purple: the time limit ended it after {result.wall_seconds:.1f} s", file=sys.stderr)
         return 124
     if result.reason == "out_of_memory":
-        print("purple: the memory limit ended it (resources.memory_limit)", file=sys.stderr)
         return 137
     if result.exit_code is not None:
         return result.exit_code

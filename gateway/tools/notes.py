@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ...isolation import Result
+    from ...isolation import Limit, Result
     from ...policies import Policy
 
 _NETWORK = re.compile(
@@ -49,19 +49,25 @@ def notes(command: str, result: Result, policy: Policy) -> list[str]:
         )
     said += connections(result, policy)
     said += moved_aside(result, policy)
-    if result.reason == "timed_out":
-        said.append(
-            f"Ended after {result.wall_seconds:.1f} s (rule resources.timeout of policy {name})."
-        )
-    if result.reason == "out_of_memory":
-        said.append(f"Ended at its memory limit (rule resources.memory_limit of policy {name}).")
-    if result.truncated:
-        total = result.stdout_bytes + result.stderr_bytes
-        said.append(
-            f"Output cut: {total} bytes were written (rule resources.output_limit of policy {name}); "
-            "redirect it to a file and read parts."
-        )
+    said += [_of_limit(limit, policy) for limit in result.limits]
     return said
+
+
+_ADVICE = {
+    "resources.memory_limit": "Work on less at once.",
+    "resources.processes": "Run fewer things at once.",
+    "resources.output_limit": "Redirect output to a file and read parts.",
+    "resources.open_files": "Close files that are done with.",
+    "resources.disk": "Remove what is not needed, or write less.",
+    "filesystem.tmp_size": "Remove what is not needed in /tmp and HOME, or write less.",
+}
+
+
+def _of_limit(limit: Limit, policy: Policy) -> str:
+    rule = "asked for by the call"
+    if "." in limit.key:
+        rule = f"rule {limit.key} of policy {policy.name}"
+    return f"Limit: {limit.sentence()} ({rule}). {_ADVICE.get(limit.key, '')}".rstrip()
 
 
 def connections(result: Result, policy: Policy) -> list[str]:

@@ -63,11 +63,12 @@ def test_a_mistake_is_named_with_its_place(
 def test_what_is_not_enforced_yet_is_named(tmp_path: Path) -> None:
     policy = load_policy(
         write(
-            tmp_path, "name: a\nnetwork: {isolated: false, listen: [80]}\nresources: {disk: 1G}\n"
+            tmp_path,
+            "name: a\nnetwork: {isolated: false, listen: [80]}\nfilesystem: {workspace: overlay}\n",
         )
     )
     assert [sentence.split()[0] for sentence in policy.unsupported()] == [
-        "resources.disk", "network.listen",
+        "filesystem.workspace:", "network.listen",
     ]  # fmt: skip
 
 

@@ -1,0 +1,143 @@
+"""What goes off in one sandbox stays there, while another of the same policy keeps answering."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from purplebox.isolation import Engine, Result
+from purplebox.policies import Policy, load_policy
+
+BASE = load_policy("base")
+MIB = 1 << 20
+RESOURCES = BASE.resources.model_copy(
+    update={
+        "memory_bytes": 96 * MIB,
+        "processes": 64,
+        "wall_seconds": 250.0,
+        "output_bytes": 1 << 16,
+        "disk_bytes": 16 * MIB,
+    }
+)
+POLICY = BASE.model_copy(update={"resources": RESOURCES})
+
+FORK_BOMB = "f() { f | f & f; }; f"
+MEMORY_BOMB = "python3 -c 'x = []\nwhile True: x.append(bytearray(1 << 20))'"
+MEMORY_HERD = "for i in 1 2 3 4 5 6; do python3 -c 'x = bytearray(40 << 20); import time; time.sleep(60)' & done; wait"
+SHM_BOMB = "while :; do head -c 1M /dev/zero >> /dev/shm/fill || break; done"
+DISK_FILL = (
+    "n=0; while head -c 1M /dev/zero > /tmp/$n && head -c 1M /dev/zero > ~/$n; do n=$((n+1)); done"
+)
+OUTPUT_FLOOD = "yes & yes >&2"
+DEAF = "trap '' TERM INT HUP QUIT; while :; do sleep 1; done"
+DAEMON = "(setsid sh -c 'setsid sh -c \"while :; do date > beat; sleep 0.05; done\" &' &); sleep 60"
+ZOMBIES = """python3 -c '
+import os, time
+made = 0
+while made < 1000:
+    try:
+        if os.fork() == 0: os._exit(0)
+    except BlockingIOError: break
+    made += 1
+print(made, flush=True)'"""
+DESCRIPTORS = "python3 -c 'import os\nwhile True: os.pipe()'"
+THREADS = """python3 -c '
+import os, threading, time
+try:
+    while True: threading.Thread(target=time.sleep, args=(60,)).start()
+except RuntimeError as error:
+    os.write(2, str(error).encode())
+    os._exit(3)'"""
+LONG = 250.0  # each ends long before that, on whatever machine
+
+
+async def go_off(workspace: Path, bomb: str, policy: Policy, seconds: float) -> Result:
+    """The bomb's end; others answer from its start to its end."""
+    async with Engine(policy, workspace) as engine:
+        task = asyncio.create_task(
+            engine.run(["sh", "-c", f": > begun; {bomb}"], wall_seconds=seconds)
+        )
+        while not (workspace / "begun").exists():
+            await asyncio.sleep(0.005)
+        answers = 0
+        while not task.done() or not answers:
+            other = await engine.run(["echo", "alive"])
+            assert (other.stdout, other.exit_code) == (b"alive\n", 0), other
+            answers += 1
+        result = await task
+        assert (await engine.run(["echo", "after"])).stdout == b"after\n"
+        return result
+
+
+@pytest.mark.parametrize(
+    ("bomb", "seconds", "key"),
+    [
+        pytest.param(FORK_BOMB, LONG, "resources.processes", id="fork bomb"),
+        pytest.param(THREADS, LONG, "resources.processes", id="thread bomb"),
+        pytest.param(MEMORY_HERD, LONG, "resources.memory_limit", id="memory bomb of many"),
+        pytest.param(DISK_FILL, LONG, "resources.disk", id="disk fill"),
+        pytest.param(OUTPUT_FLOOD, 3, "resources.output_limit", id="output flood"),
+        pytest.param(DEAF, 1.5, "timeout_seconds", id="signals ignored"),
+        pytest.param(DAEMON, 1.5, "timeout_seconds", id="double-forked daemon"),
+        pytest.param(DESCRIPTORS, LONG, "resources.open_files", id="descriptor bomb"),
+    ],
+)
+def test_it_is_contained_and_named(workspace: Path, bomb: str, seconds: float, key: str) -> None:
+    result = asyncio.run(go_off(workspace, bomb, POLICY, seconds))
+    assert key in [limit.key for limit in result.limits], result
+    assert len(result.stdout) + len(result.stderr) <= 2 << 16
+
+
+@pytest.mark.parametrize("bomb", [MEMORY_BOMB, SHM_BOMB], ids=["one process", "shared memory"])
+def test_memory_that_one_process_takes(workspace: Path, bomb: str) -> None:
+    resources = RESOURCES.model_copy(update={"disk_bytes": None})
+    policy = POLICY.model_copy(update={"resources": resources})
+    result = asyncio.run(go_off(workspace, bomb, policy, LONG))
+    if result.usage.counted_by == "cgroup":
+        assert result.reason == "out_of_memory", result
+    else:  # RLIMIT_DATA refuses; shared memory is held by tmp_size alone
+        assert b"MemoryError" in result.stderr or result.limits[0].key == "filesystem.tmp_size"
+
+
+def test_a_thousand_zombies(workspace: Path) -> None:
+    many = POLICY.model_copy(
+        update={
+            "resources": RESOURCES.model_copy(update={"processes": 1200, "memory_bytes": 1 << 30})
+        }
+    )
+    result = asyncio.run(go_off(workspace, ZOMBIES, many, LONG))
+    assert result.stdout == b"1000\n", result
+    assert result.usage.processes_peak is not None
+    if result.usage.counted_by == "cgroup":  # else as many as there were at the last look
+        assert result.usage.processes_peak >= 1000
+    fewer = asyncio.run(go_off(workspace, ZOMBIES, POLICY, LONG))
+    if fewer.usage.counted_by == "cgroup":
+        assert fewer.stdout == b"62\n"  # of 64, with the shell and Python; a zombie is a process
+        assert "resources.processes" in [limit.key for limit in fewer.limits]
+
+
+def test_nothing_beats_after_the_end(workspace: Path) -> None:
+    asyncio.run(go_off(workspace, DAEMON, POLICY, 1.0))
+    before = (workspace / "beat").stat().st_mtime_ns
+
+    async def a_while() -> None:
+        await asyncio.sleep(0.3)
+
+    asyncio.run(a_while())
+    assert (workspace / "beat").stat().st_mtime_ns == before
+
+
+def test_no_cgroup_can_be_changed_from_inside(workspace: Path) -> None:
+    look = "ls -A /sys; mkdir /tmp/c && mount -t cgroup2 none /tmp/c"
+
+    async def go() -> Result:
+        async with Engine(POLICY, workspace) as engine:
+            return await engine.run(["sh", "-c", look])
+
+    result = asyncio.run(go())
+    assert result.stdout == b""
+    assert result.exit_code != 0
+    assert os.listdir("/sys")  # the control: outside there is something
