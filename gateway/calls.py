@@ -16,18 +16,20 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from ..isolation import Engine, View
 from ..policies import CanonicalError, Decision, Grant, Place, Policy, Rules, narrow
 from ..policies.rules import ambiguous, judge, stricter
-from .approvals.question import Asker
 from .audit import AuditLog, spans
 from .audit.record import recorded_arguments
 from .flows import Flows
 from .reasons import Reason
+
+if TYPE_CHECKING:
+    from .approvals.question import Asker
 
 Progress = Callable[[str], None]
 
@@ -69,6 +71,8 @@ class Call:
         asker: Reaches the person at the client that made the call; None where there is no way.
         grant: What of the policy it needs; None before it has been judged.
         marks: Flow rules that it sets off, with what it takes in.
+        pending: Records that the call waits for a person, and by which question; None until the
+            call has been begun.
     """
 
     tool: str
@@ -81,6 +85,7 @@ class Call:
     asker: Asker | None = None
     grant: Grant | None = None
     marks: Mapping[str, str] = field(default_factory=dict[str, str])
+    pending: Callable[[Mapping[str, Any]], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +158,7 @@ class Stage(Protocol):
         ...
 
 
+@runtime_checkable
 class Approver(Protocol):
     """Asks a person about a call whose decision is `ask`."""
 
@@ -305,6 +311,7 @@ class Calls:
                 f"({rule}): {decision.reason}"
             )
             return Refusal(reason=Reason.APPROVAL_REQUIRED, rule=decision.rule, text=text)
+        call = replace(call, pending=partial(self._log.note, call.call_id, "pending"))
         approval = await self._approver.approve(call, decision, version)
         end["approval"] = {"allowed": approval.allowed, "by": approval.by, **approval.facts}
         if approval.allowed:

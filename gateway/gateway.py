@@ -16,7 +16,7 @@ import jsonschema
 
 from ..isolation import Engine
 from ..policies import Policy, load_policy
-from .approvals.question import Asker
+from .approvals import Approvals, Asker, Callback, Question
 from .audit import AuditLog, default_path
 from .calls import Approver, Call, Calls, Outcome, Progress, Refusal, Stage, Version
 from .reasons import Reason
@@ -34,7 +34,8 @@ class Gateway:
         workspace: The directory that the tools see.
         audit_log: File of the record; None is the user's own (`purple audit`).
         stages: Around every call; see `calls.Stage`.
-        approver: Asked where a rule says `ask`; None: such calls are refused.
+        approver: Asked where a rule says `ask`: an `Approver`, or a function (also a coroutine) from
+            the `Question` to `True`, `False` or a `Choice`; None: such calls are refused.
 
     Raises:
         PolicyError: from the constructor, the profile cannot be used.
@@ -46,7 +47,7 @@ class Gateway:
     def __init__(
         self, policy: Policy | str = "code-assistant", workspace: Path | str = ".", *,
         audit_log: Path | str | None = None, stages: Sequence[Stage] = (),
-        approver: Approver | None = None,
+        approver: Approver | Callable[[Question], Any] | None = None,
     ) -> None:  # fmt: skip
         self.workspace = Path(workspace)
         if not isinstance(policy, Policy):
@@ -54,7 +55,9 @@ class Gateway:
         self._policy = policy
         self._path = Path(audit_log) if audit_log is not None else default_path()
         self._stages = tuple(stages)
-        self._approver = approver
+        if approver is not None and not isinstance(approver, Approver):
+            approver = Approvals([Callback(approver)])
+        self._approver: Approver | None = approver
         self._version: Version | None = None
         self._calls: Calls | None = None
         self._log: AuditLog | None = None

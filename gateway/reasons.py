@@ -17,6 +17,7 @@ class Reason(StrEnum):
     APPROVAL_REQUIRED = "approval_required"
     APPROVAL_DENIED = "approval_denied"
     APPROVAL_TIMED_OUT = "approval_timed_out"
+    APPROVAL_VOID = "approval_void"
     RATE_LIMITED = "rate_limited"
     INVALID_ARGUMENTS = "invalid_arguments"
     UNKNOWN_TOOL = "unknown_tool"

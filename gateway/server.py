@@ -13,6 +13,8 @@ from pathlib import Path
 
 from ..isolation import Engine
 from ..policies import Policy, load_policy
+from .approvals import Approvals, Board
+from .approvals.channel import Channel, ChannelError
 from .audit import spans
 from .calls import Version
 from .config import ServerSpec
@@ -161,7 +163,8 @@ async def serve_tools(
     spans.configure()
     policies = [load_policy(s.profile, project=workspace) for s in servers]
     async with AsyncExitStack() as stack:
-        gateway = await stack.enter_async_context(Gateway(policy, workspace))
+        approvals = await _approvals(stack, f"serve, {policy.name}, {workspace.resolve()}")
+        gateway = await stack.enter_async_context(Gateway(policy, workspace, approver=approvals))
         versions: list[Version] = []
         for server, own in zip(servers, policies, strict=True):
             engine = Engine(own, server.workspace or workspace)
@@ -189,13 +192,24 @@ async def serve_tools(
             await serve_http(handler, http, started=_say)
 
 
+async def _approvals(stack: AsyncExitStack, gateway: str) -> Approvals:
+    """Who asks a person; without the channel of `purple approvals` where that cannot be opened."""
+    board = Board(gateway)
+    try:
+        await stack.enter_async_context(Channel(board))
+    except (ChannelError, OSError) as error:
+        print(f"purple: `purple approvals` cannot reach this gateway: {error}", file=sys.stderr)
+        return Approvals()
+    return Approvals([board])
+
+
 def _say(port: int) -> None:
     print(f"purple: listening on port {port}, path /mcp", file=sys.stderr, flush=True)
 
 
 def _both(outer: Policy, own: Policy) -> Policy:
     """A server's policy whose calls the gateway's rules judge, too; the stricter default holds."""
-    if outer.tools == own.tools and outer.flow == own.flow:
+    if (outer.tools, outer.flow, outer.approvals) == (own.tools, own.flow, own.approvals):
         return own
     order = ("deny", "ask", "allow")
     default = min(outer.tools.default, own.tools.default, key=order.index)
@@ -204,8 +218,11 @@ def _both(outer: Policy, own: Policy) -> Policy:
     tools = own.tools.model_copy(
         update={"default": default, "rules": rules, "arguments": arguments}
     )
-    name, flow = f"{outer.name}+{own.name}", (*outer.flow, *own.flow)
-    return own.model_copy(update={"name": name, "tools": tools, "flow": flow})
+    changes = {
+        "name": f"{outer.name}+{own.name}", "tools": tools, "flow": (*outer.flow, *own.flow),
+        "approvals": outer.approvals,
+    }  # fmt: skip
+    return own.model_copy(update=changes)
 
 
 async def serve_wrapped(
@@ -231,10 +248,12 @@ async def serve_wrapped(
 
     spans.configure()
     resolve(compile_plan(policy, workspace), command, "", None)  # a good error before any client
-    async with Gateway(policy, workspace) as gateway:
+    name = Path(command[0]).name
+    async with AsyncExitStack() as stack:
+        approvals = await _approvals(stack, f"wrap, {name}, {policy.name}, {workspace.resolve()}")
+        gateway = await stack.enter_async_context(Gateway(policy, workspace, approver=approvals))
         version = gateway.version
         launch = sandboxed(version.engine, *adapted(command, env))
-        name = Path(command[0]).name
 
         def single(session: Session) -> Single:
             return Single(Upstream(name, launch, session, gateway.calls, version))

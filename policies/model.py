@@ -231,6 +231,32 @@ class FlowRule(_Section):
     reason: str = ""
 
 
+class Webhook(_Section):
+    """Where questions are posted, over https or to loopback.
+
+    `secret` holds one of `${secret:NAME}` (the gateway's environment), `${file:path}` and
+    `${command:…}`; it signs what is posted and what is answered. `callback` is the URL of this
+    gateway's `/approvals` as the other side reaches it; None: the answer is the response.
+    """
+
+    url: str = Field(pattern=r"^(https://|http://(127\.0\.0\.1|localhost|\[::1\])([:/]|$))")
+    secret: str = Field(min_length=1)
+    callback: str | None = None
+
+
+class Approvals(_Section):
+    """Who answers what a rule says `ask` about, and for how long they may think.
+
+    `clients` are globs on `stdio:NAME` and `http:PRINCIPAL`: a client that fits may show the question
+    itself (MCP elicitation). The default trusts the program that started the gateway, which runs as
+    the same user, and nobody on the network.
+    """
+
+    wall_seconds: Seconds = Field(default=300.0, alias="timeout", gt=0, le=86400)
+    clients: tuple[str, ...] = ("stdio:*",)
+    webhook: Webhook | None = None
+
+
 class Audit(_Section):
     """What the record holds of arguments and output."""
 
@@ -253,6 +279,7 @@ class Policy(_Section):
     devices: Devices = Devices()
     environment: Environment = Environment()
     tools: Tools = Tools()
+    approvals: Approvals = Approvals()
     flow: tuple[FlowRule, ...] = ()
     audit: Audit = Audit()
     require: tuple[LayerName, ...] = _ALWAYS
@@ -277,6 +304,7 @@ class Policy(_Section):
             (bool(self.capabilities.keep), "capabilities.keep"),
             (bool(self.network.listen), "network.listen"),
             (self.devices.gpu != "none", "devices.gpu"),
+            (self.approvals.webhook is not None, "approvals.webhook"),
         )
         said = [
             f"{key} is not enforced by this version; remove it" for present, key in found if present

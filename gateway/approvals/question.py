@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from ..audit.record import digest
 
 if TYPE_CHECKING:
+    from ...isolation import Enforcement
     from ...policies import Decision, Policy
     from ..calls import Call
 
@@ -44,7 +45,9 @@ class Question:
         text: All of it: tool, arguments as judged, rule and its reason, the sandbox it would get.
         arguments: The same as values, for a webhook; redacted as the policy's `audit.redact` says.
         choices: What may be answered.
-        expires_seconds: Seconds from now after which no answer counts.
+        expires_seconds: After so many seconds from when it was asked, no answer counts.
+        facts: What else there is to it, as values: tool, server, client, session, rule, reason,
+            policy and its version, sandbox.
     """
 
     id: str
@@ -54,6 +57,7 @@ class Question:
     arguments: Mapping[str, Any]
     choices: tuple[Choice, ...]
     expires_seconds: float
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def dialog(self) -> str:
@@ -92,14 +96,25 @@ class Answer:
 
 
 class Asker(Protocol):
-    """A way to reach the person who sits at the client that made the call."""
+    """A way to reach a person.
+
+    Attributes:
+        who: `command`, `webhook`, `callback`; or the client that made the call, as `stdio:NAME` or
+            `http:PRINCIPAL`, which is asked only where the policy's `approvals.clients` names it.
+    """
+
+    @property
+    def who(self) -> str:
+        """See above."""
+        ...
 
     async def ask(self, question: Question) -> Answer | None:
         """Ask, and wait for the answer; cancelled when another way was faster or time is up.
 
         Returns:
-            None when this client cannot be asked (no such capability); a person who closes the
-            dialog has said no, and that is an `Answer`.
+            None when nobody can be asked this way (a client without that capability, a server
+            that does not answer); a person who closes the dialog has said no, and that is an
+            `Answer`.
         """
         ...
 
@@ -137,14 +152,26 @@ def title(call: Call) -> str:
     return visible(f"{call.server}: {call.tool}" if call.server else call.tool)
 
 
-def describe(call: Call, decision: Decision, policy: Policy) -> str:
-    """The text of a question."""
+def describe(
+    call: Call, decision: Decision, policy: Policy, enforcement: Enforcement | None = None,
+    written: str = "",
+) -> str:  # fmt: skip
+    """The text of a question.
+
+    Args:
+        call, decision: As judged.
+        policy: Of the sandbox that the call would get.
+        enforcement: What of it holds on this host; None leaves that line out.
+        written: What `always` would write, and where; "" where it is not offered.
+    """
     lines = [f"Tool:     {title(call)}"]
     if call.client:
         lines.append(f"Client:   {visible(call.client)}")
     lines.append(f"Asked by: rule {decision.rule} of policy {visible(policy.name)}")
     lines.append(f"Because:  {visible(decision.reason)}")
     lines.append(f"Sandbox:  {sandbox_words(policy)}")
+    if enforcement is not None:
+        lines.append(f"Enforced: {visible(enforced_words(enforcement))}")
     lines.append("Arguments, as judged:" if call.arguments else "No arguments.")
     for name, value in call.arguments.items():
         lines += _argument(str(name), value)
@@ -152,6 +179,9 @@ def describe(call: Call, decision: Decision, policy: Policy) -> str:
         lines.append(
             "Note: the arguments contain characters outside ASCII; look-alikes are possible."
         )
+    if written:
+        lines.append("`always` would write:")
+        lines += [f"  + {visible(line)}" for line in written.split("\n")]
     return "\n".join(lines)
 
 
@@ -160,6 +190,16 @@ def _argument(name: str, value: Any) -> list[str]:
     # Each line of an argument has a mark of its own, so that none can look like a line of ours.
     inner = [f"  | {visible(line)}" for line in text.split("\n")]
     return [f"  {visible(name)}:", *inner]
+
+
+def enforced_words(enforcement: Enforcement) -> str:
+    """How much of the sandbox this host holds, in a line."""
+    weak = [
+        f"{name} {layer.status} ({layer.reason})"
+        for name, layer in enforcement.layers.items()
+        if layer.status != "full"
+    ]
+    return "in full but: " + "; ".join(weak) if weak else "every layer in full"
 
 
 def sandbox_words(policy: Policy) -> str:

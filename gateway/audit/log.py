@@ -1,7 +1,8 @@
 """The append-only, hash-chained log: JSON lines, each holding the hash of the one before.
 
 Theory of operation
-    A call is one `begin` line, written before it runs, and one `end` line. A line is in the kernel's
+    A call is one `begin` line, written before it runs, and one `end` line; `pending` stands between
+    them where a person was asked. A line is in the kernel's
     hands when `begin` or `end` returns, so that it survives the death of this process; a thread
     has it on the disk within a second (`SYNC_SECONDS`), which is what a power failure may cost.
     Several gateways may write to one file: each append takes a lock and, when somebody else has
@@ -77,6 +78,10 @@ class AuditLog:
         call_id = uuid.uuid4().hex
         self._append("begin", {"call_id": call_id, **fields})
         return call_id
+
+    def note(self, call_id: str, event: str, fields: Mapping[str, Any]) -> None:
+        """Record what happens to a call before it ends, as `event` (not `begin` or `end`)."""
+        self._append(event, {"call_id": call_id, **fields})
 
     def end(self, call_id: str, fields: Mapping[str, Any]) -> None:
         """Record how the call ended."""
@@ -188,7 +193,7 @@ def verify(path: Path) -> VerifyReport:
         if entry.get("event") == "begin":
             begun[str(entry.get("call_id"))] = None
             calls += 1
-        else:
+        elif entry.get("event") == "end":
             begun.pop(str(entry.get("call_id")), None)
     try:
         head = _head_path(path).read_bytes()

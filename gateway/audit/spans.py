@@ -129,6 +129,13 @@ def annotate(attributes: Mapping[str, str | int | float | bool | list[str] | Non
         span.set_attributes({k: v for k, v in attributes.items() if v is not None})
 
 
+def event(name: str, attributes: Mapping[str, str | int | float | bool]) -> None:
+    """Add an event to the current span."""
+    span = trace.get_current_span()
+    if span.is_recording():
+        span.add_event(name, attributes)
+
+
 def configure() -> None:
     """Set up the SDK and its OTLP exporters when the standard `OTEL_*` variables ask for it."""
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from ..calls import Call, Calls, Ran, Version, text_result
 from ..reasons import Reason
 from . import jsonrpc
+from .asking import ClientAsker
 from .jsonrpc import Message, RpcError, is_object
 from .session import Client, Exchange, Session
 
@@ -51,6 +52,7 @@ class Backend(Protocol):
 async def act(
     calls: Calls, version: Version, session: Session, client: Client, server: str, method: str,
     params: Message | None, forward: Callable[[Message | None], Awaitable[Any]],
+    exchange: Exchange | None = None,
 ) -> Message:  # fmt: skip
     """Decide, record and carry out one request.
 
@@ -60,6 +62,7 @@ async def act(
         server: Name of the server behind the gateway.
         method, params: As they would go out.
         forward: Sends the request with these params and returns its result.
+        exchange: In which the client can be asked for approval; None where there is none.
 
     Raises:
         RpcError: what the peer answered, or that a method other than tools/call was refused.
@@ -90,7 +93,10 @@ async def act(
         bad = is_tool and result.get("isError") is True
         return Ran(result=result, reason=Reason.OPERATION_FAILED if bad else Reason.COMPLETED)
 
-    call = Call(tool=tool, arguments=given, server=server, client=client.name, session=session.id)
+    call = Call(
+        tool=tool, arguments=given, server=server, client=client.name, session=session.id,
+        asker=ClientAsker(session, client, exchange),
+    )  # fmt: skip
     outcome = await calls.call(call, version, run)
     if failed is not None:
         if outcome.text != str(failed):  # a screen has rewritten it

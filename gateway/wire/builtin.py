@@ -9,6 +9,7 @@ from purplebox import __version__
 
 from ..gateway import Gateway
 from . import jsonrpc
+from .asking import ClientAsker
 from .jsonrpc import Message, RpcError, is_object, object_of
 from .session import (
     HANDSHAKE_VERSIONS,
@@ -65,6 +66,7 @@ class BuiltIns:
             outcome = await self._gateway.call(
                 name, arguments, client=exchange.client.name, session=exchange.session.id,
                 progress=waiting.append if reporter else None,
+                asker=ClientAsker(exchange.session, exchange.client, exchange),
             )  # fmt: skip
         finally:
             if reporter is not None:

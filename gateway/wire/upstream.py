@@ -118,7 +118,7 @@ class Upstream:
         if method == "tools/call" or method in ACTING:
             return await act(
                 self._calls, self._version, self._session, exchange.client, self.name, method,
-                params, forward,
+                params, forward, exchange,
             )  # fmt: skip
         result: Message = await forward(params)
         return result
@@ -482,7 +482,7 @@ class Upstream:
             elif method in ACTING:
                 answer = await act(
                     self._calls, self._version, self._session, client, self.name, method, params,
-                    partial(self._question, client, method, reasons),
+                    partial(self._question, client, method, reasons), self._carrier(),
                 )  # fmt: skip
             else:
                 answer = await self._question(client, method, reasons, params)
@@ -507,11 +507,19 @@ class Upstream:
                     jsonrpc.notification("notifications/progress", said)
                 ),
             )  # fmt: skip
-        # Over stdio nothing says to which request a question belongs: the newest that may wait.
+        if (exchange := self._carrier()) is not None:
+            return await exchange.ask(method, params)
+        raise RpcError(jsonrpc.METHOD_NOT_FOUND, "The client has no request that could carry this")
+
+    def _carrier(self) -> Exchange | None:
+        """The request that may carry a question to the client.
+
+        Over stdio nothing says to which request a question belongs: the newest that may wait.
+        """
         for exchange in reversed(self._mine):
             if exchange.method in ("tools/call", "prompts/get", "resources/read"):
-                return await exchange.ask(method, params)
-        raise RpcError(jsonrpc.METHOD_NOT_FOUND, "The client has no request that could carry this")
+                return exchange
+        return None
 
 
 class _Stderr:
