@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 
 from ..isolation import Engine
-from ..policies import Policy, load_policy
+from ..policies import Policy, PolicySource
 from .approvals import Approvals, Asker, Callback, Question
 from .audit import AuditLog, default_path
 from .calls import Approver, Call, Calls, Outcome, Progress, Refusal, Stage, Version
@@ -30,7 +30,7 @@ class Gateway:
     """The built-in tools under one policy. Use as an async context manager.
 
     Args:
-        policy: A `Policy`, or the name or path of a profile.
+        policy: A `Policy`, where it comes from, or the name or path of a profile.
         workspace: The directory that the tools see.
         audit_log: File of the record; None is the user's own (`purple audit`).
         stages: Around every call; see `calls.Stage`.
@@ -45,18 +45,19 @@ class Gateway:
     """
 
     def __init__(
-        self, policy: Policy | str = "code-assistant", workspace: Path | str = ".", *,
+        self, policy: Policy | PolicySource | str = "code-assistant", workspace: Path | str = ".", *,
         audit_log: Path | str | None = None, stages: Sequence[Stage] = (),
         approver: Approver | Callable[[Question], Any] | None = None,
     ) -> None:  # fmt: skip
         self.workspace = Path(workspace)
-        if not isinstance(policy, Policy):
-            policy = load_policy(policy, project=self.workspace)
-        self._policy = policy
+        if isinstance(policy, str):
+            policy = PolicySource(name=policy, project=self.workspace)
+        source = policy if isinstance(policy, PolicySource) else None
+        self._policy = policy.load() if isinstance(policy, PolicySource) else policy
         self._path = Path(audit_log) if audit_log is not None else default_path()
         self._stages = tuple(stages)
         if approver is not None and not isinstance(approver, Approver):
-            approver = Approvals([Callback(approver)])
+            approver = Approvals([Callback(approver)], source=source)
         self._approver: Approver | None = approver
         self._version: Version | None = None
         self._calls: Calls | None = None

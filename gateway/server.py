@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..isolation import Engine
-from ..policies import Policy, load_policy
+from ..policies import Policy, PolicySource, load_policy
 from .approvals import Approvals, Board
+from .approvals.callback import Callbacks
 from .approvals.channel import Channel, ChannelError
 from .audit import spans
 from .calls import Version
@@ -109,7 +110,7 @@ async def serve_stdio(handler: Callable[[Session], Handler]) -> None:
 
 async def serve_http(
     handler: Callable[[Session], Handler], listen: Listen,
-    started: Callable[[int], None] = lambda port: None,
+    started: Callable[[int], None] = lambda port: None, approvals: Approvals | None = None,
 ) -> None:  # fmt: skip
     """Serve on `http://host:port/mcp` until SIGTERM or SIGINT, or the caller is cancelled.
 
@@ -117,6 +118,7 @@ async def serve_http(
         handler: Serves a session.
         listen: Where, and to whom.
         started: Told the port once connections are taken.
+        approvals: Takes the answers of webhooks, at `/approvals/`.
     """
     import socket
 
@@ -133,7 +135,8 @@ async def serve_http(
     hosts = {f"{name}:{number}" for name in names}
     application = HttpServer(handler, hosts, listen.tokens, stream_seconds=listen.stream_seconds)
     config = uvicorn.Config(
-        application, log_level="error", lifespan="off", ws="none", access_log=False,
+        Callbacks(application, approvals) if approvals is not None else application,
+        log_level="error", lifespan="off", ws="none", access_log=False,
         timeout_graceful_shutdown=2, server_header=False,
     )  # fmt: skip
     started(number)
@@ -146,7 +149,7 @@ async def serve_http(
 
 async def serve_tools(
     policy: Policy, workspace: Path, servers: Sequence[ServerSpec] = (), *,
-    http: Listen | None = None,
+    http: Listen | None = None, source: PolicySource | None = None,
 ) -> None:  # fmt: skip
     """Serve the built-in tools, and those of `servers` behind them.
 
@@ -154,6 +157,7 @@ async def serve_tools(
         policy, workspace: Of the built-in tools.
         servers: What else is served.
         http: Host, port and bearer token; None serves on stdin and stdout.
+        source: Where `policy` comes from, for what a person allows for good.
 
     Raises:
         PolicyError: a server's profile cannot be used.
@@ -163,7 +167,8 @@ async def serve_tools(
     spans.configure()
     policies = [load_policy(s.profile, project=workspace) for s in servers]
     async with AsyncExitStack() as stack:
-        approvals = await _approvals(stack, f"serve, {policy.name}, {workspace.resolve()}")
+        whose = f"serve, {policy.name}, {workspace.resolve()}"
+        approvals = await _approvals(stack, whose, source)
         gateway = await stack.enter_async_context(Gateway(policy, workspace, approver=approvals))
         versions: list[Version] = []
         for server, own in zip(servers, policies, strict=True):
@@ -189,18 +194,18 @@ async def serve_tools(
         if http is None:
             await serve_stdio(handler)
         else:
-            await serve_http(handler, http, started=_say)
+            await serve_http(handler, http, started=_say, approvals=approvals)
 
 
-async def _approvals(stack: AsyncExitStack, gateway: str) -> Approvals:
+async def _approvals(stack: AsyncExitStack, gateway: str, source: PolicySource | None) -> Approvals:
     """Who asks a person; without the channel of `purple approvals` where that cannot be opened."""
     board = Board(gateway)
     try:
         await stack.enter_async_context(Channel(board))
     except (ChannelError, OSError) as error:
         print(f"purple: `purple approvals` cannot reach this gateway: {error}", file=sys.stderr)
-        return Approvals()
-    return Approvals([board])
+        return Approvals(source=source)
+    return Approvals([board], source=source)
 
 
 def _say(port: int) -> None:
@@ -214,10 +219,12 @@ def _both(outer: Policy, own: Policy) -> Policy:
     order = ("deny", "ask", "allow")
     default = min(outer.tools.default, own.tools.default, key=order.index)
     rules = (*outer.tools.rules, *own.tools.rules)
-    arguments = {**outer.tools.arguments, **own.tools.arguments}
-    tools = own.tools.model_copy(
-        update={"default": default, "rules": rules, "arguments": arguments}
-    )
+    both = {
+        "default": default, "rules": rules,
+        "arguments": {**outer.tools.arguments, **own.tools.arguments},
+        "approved": (*outer.tools.approved, *own.tools.approved),
+    }  # fmt: skip
+    tools = own.tools.model_copy(update=both)
     changes = {
         "name": f"{outer.name}+{own.name}", "tools": tools, "flow": (*outer.flow, *own.flow),
         "approvals": outer.approvals,
@@ -228,6 +235,7 @@ def _both(outer: Policy, own: Policy) -> Policy:
 async def serve_wrapped(
     policy: Policy, workspace: Path, command: Sequence[str],
     env: Mapping[str, str] | None = None, *, http: Listen | None = None,
+    source: PolicySource | None = None,
 ) -> None:  # fmt: skip
     """Serve one tool server, in a sandbox under `policy`, with its own names and identity.
 
@@ -237,6 +245,7 @@ async def serve_wrapped(
         command: Starts it.
         env: Added to the policy's environment.
         http: Serves streamable HTTP there; None serves on stdio.
+        source: As in `serve_tools`.
 
     Raises:
         SetupError: the sandbox cannot be built, or less than the policy requires is enforced.
@@ -250,7 +259,8 @@ async def serve_wrapped(
     resolve(compile_plan(policy, workspace), command, "", None)  # a good error before any client
     name = Path(command[0]).name
     async with AsyncExitStack() as stack:
-        approvals = await _approvals(stack, f"wrap, {name}, {policy.name}, {workspace.resolve()}")
+        whose = f"wrap, {name}, {policy.name}, {workspace.resolve()}"
+        approvals = await _approvals(stack, whose, source)
         gateway = await stack.enter_async_context(Gateway(policy, workspace, approver=approvals))
         version = gateway.version
         launch = sandboxed(version.engine, *adapted(command, env))
@@ -261,4 +271,4 @@ async def serve_wrapped(
         if http is None:
             await serve_stdio(single)
         else:
-            await serve_http(single, http, started=_say)
+            await serve_http(single, http, started=_say, approvals=approvals)

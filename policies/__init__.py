@@ -3,14 +3,21 @@
 `load_policy` reads a `Policy` (model.py) from YAML. A call's arguments become canonical (canonical.py,
 request.py; commands.py for command lines), then `Rules` judges it, and narrow.py says what of the
 policy it needs (`Grant`). check.py finds what in a policy will not be meant, diff.py what changes from
-one to another, words.py says them. Only load.py touches files.
+one to another, words.py says them. Only load.py reads files; amend.py adds to one.
 """
 
 from __future__ import annotations
 
 from .canonical import CanonicalError, Place, parse_json, unique_keys
 from .errors import PolicyError
-from .load import ProfileInfo, create_policy, delete_policy, list_policies, load_policy
+from .load import (
+    PolicySource,
+    ProfileInfo,
+    create_policy,
+    delete_policy,
+    list_policies,
+    load_policy,
+)  # fmt: skip
 from .model import Policy, SyscallRule
 from .narrow import Grant, narrow
 from .request import Request
@@ -23,6 +30,7 @@ __all__ = [
     "Place",
     "Policy",
     "PolicyError",
+    "PolicySource",
     "ProfileInfo",
     "Request",
     "Rules",

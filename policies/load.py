@@ -32,6 +32,38 @@ class ProfileInfo:
     description: str
 
 
+Origin = Literal["project", "user", "shipped", "path"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySource:
+    """Where a policy comes from, so that it can be read again and added to.
+
+    Attributes:
+        name: Name or path, as it was given.
+        project: Directory whose `.purple/` is looked in first; None is none.
+    """
+
+    name: str
+    project: Path | None = None
+
+    def load(self) -> Policy:
+        """As `load_policy`."""
+        return load_policy(self.name, project=self.project)
+
+    def locate(self) -> tuple[Path, Origin]:
+        """The file that the name stands for now. Raises `PolicyError`."""
+        path = _find(self.name, self.project)
+        for directory, origin in _directories(self.project):
+            if "/" not in self.name and path.parent == directory:
+                return path, origin
+        return path, "path"
+
+    def new_file(self) -> Path:
+        """The user's own file of this name, which goes before the shipped one."""
+        return dict((o, d) for d, o in _directories(self.project))["user"] / f"{self.name}.yaml"
+
+
 def load_policy(name_or_path: str, *, project: Path | None = None) -> Policy:
     """Load a policy by name (project, user, shipped, in this order) or by path.
 
@@ -159,13 +191,15 @@ def _directories(project: Path | None) -> list[tuple[Path, Literal["project", "u
     return found
 
 
-def _find(name_or_path: str, project: Path | None) -> Path:
+def _find(name_or_path: str, project: Path | None, seen: tuple[str, ...] = ()) -> Path:
+    """The file; of those in `seen` the next by that name, so that a profile can extend its namesake."""
     if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
         return Path(name_or_path).expanduser()
     directories = [directory for directory, _ in _directories(project)]
-    for directory in directories:
-        if (path := directory / f"{name_or_path}.yaml").is_file():
-            return path
+    found = [directory / f"{name_or_path}.yaml" for directory in directories]
+    found = [path for path in found if path.is_file()]
+    for path in [path for path in found if str(path) not in seen] or found[:1]:
+        return path
     names = sorted({info.name for info in list_policies(project)})
     near = difflib.get_close_matches(name_or_path, names, 1)
     hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
@@ -223,7 +257,7 @@ def _extend(
     parent = fields.get("extends")
     if parent is None:
         return fields
-    parent_path = _find(str(parent), project)
+    parent_path = _find(str(parent), project, seen)
     if str(parent_path) in seen:
         raise PolicyError(f"extends itself through {parent}", file=str(path), key="extends")
     inherited, lines = _read(parent_path)

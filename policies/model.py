@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -182,8 +182,19 @@ class ToolRule(_Section):
     reason: str = ""
 
 
+class ApprovedCall(_Section):
+    """A call that a person has allowed for good: exactly these canonical arguments."""
+
+    tool: str
+    server: str = ""
+    arguments: dict[str, Any]
+
+
 class Tools(_Section):
     """First deny, then ask, then allow; nothing matched: `default`.
+
+    `approved` are calls about which a person has answered `always`: where the verdict would be `ask`,
+    they are allowed. They change no denial.
 
     `arguments` says of other servers' tools which argument (dotted) is a path, URL or command, so
     that rules see it canonical: `{"github__*": {url: url, "target.path": read}}`.
@@ -192,6 +203,7 @@ class Tools(_Section):
     default: Effect = "allow"
     rules: tuple[ToolRule, ...] = ()
     arguments: dict[str, dict[str, ArgumentKind]] = {}
+    approved: tuple[ApprovedCall, ...] = ()
 
 
 class FlowSource(_Section):
@@ -304,7 +316,6 @@ class Policy(_Section):
             (bool(self.capabilities.keep), "capabilities.keep"),
             (bool(self.network.listen), "network.listen"),
             (self.devices.gpu != "none", "devices.gpu"),
-            (self.approvals.webhook is not None, "approvals.webhook"),
         )
         said = [
             f"{key} is not enforced by this version; remove it" for present, key in found if present

@@ -9,6 +9,7 @@ Theory of operation
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -139,12 +140,28 @@ class _Selection:
                 compiled = _Compiled(index, rule)
                 group = self._fixed if rule.when.strip() == "true" else self._conditional
                 group.append(compiled)
+        # Calls that a person has allowed for good, by their arguments in one spelling.
+        self._approved = {
+            _spelling(call.arguments): index
+            for index, call in enumerate(policy.tools.approved)
+            if (call.server, call.tool) == (server, tool)
+        }
         texts = [compiled.rule.when for compiled in self._conditional]
         self._sieve = Sieve(texts, is_shell=BUILT_IN.get(tool, {}).get("command") == "command")
         # Always given, so that arguments which CEL cannot take deny whatever the rules look at.
         self._always = frozenset({"args"} if any("args" in c.variables for c in self._conditional) else ())  # fmt: skip
 
     def decide(self, request: Request) -> Decision:
+        decision = self._judge(request)
+        if decision.effect != "ask" or not self._approved:
+            return decision
+        index = self._approved.get(_spelling(request.arguments))
+        if index is None:
+            return decision
+        reason = f"a person has allowed this call for good, where {decision.rule} would ask"
+        return Decision(effect="allow", reason=reason, rule=f"tools.approved[{index}]")
+
+    def _judge(self, request: Request) -> Decision:
         matched = list(self._fixed)
         if self._conditional:
             left = [self._conditional[index] for index in self._sieve.left(request)]
@@ -236,6 +253,10 @@ def _glob(text: Any, glob: Any, place: Place) -> bool:
     if not isinstance(text, str) or not isinstance(glob, str):
         raise TypeError("glob(path, pattern) takes two texts")
     return _pattern(glob, place).fullmatch(text) is not None
+
+
+def _spelling(arguments: Mapping[str, Any]) -> str:
+    return json.dumps(arguments, sort_keys=True, default=dict)
 
 
 def _failed(index: int, why: str) -> Decision:

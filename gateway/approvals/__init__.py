@@ -2,7 +2,7 @@
 
 `question` is what is shown and answered, and the protocol `Asker` by which a person is reached;
 `Approvals` asks on every way at once and takes the first answer. Ways: `board`, which other processes
-of the same user reach through `channel` (`purple approvals`), `Callback`, and the client's own dialog
+of the same user reach through `channel` (`purple approvals`), `webhook`, `Callback`, and the client's own dialog
 (`wire.asking`).
 """
 

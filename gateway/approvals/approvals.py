@@ -7,7 +7,8 @@ Theory of operation
     the first answer counts, and the others are closed. No answer in time, an answer to another call,
     a client that goes away and a policy that changes meanwhile are a no. A yes lets this one call run.
     `session` keeps the digest for as long as the process lives: the session is part of the digest, so
-    it serves nobody else, and another policy version has other digests.
+    it serves nobody else, and another policy version has other digests. `always` adds the call to the
+    policy's file, as the question has shown.
     A model that repeats what was refused must not wear a person down: the same call is not asked
     about again for a minute, and only so many questions may be open or asked a minute.
 """
@@ -19,19 +20,22 @@ import collections
 import sys
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from ...policies import PolicyError
+from ...policies.amend import Amendment, approve_always
 from ..audit import spans
 from ..audit.record import redact
 from ..calls import Approval, Call
 from ..reasons import Reason
 from .question import Answer, Asker, Choice, Question, binding_of, describe, sandbox_words, title
+from .webhook import Waiting, Webhook
 
 if TYPE_CHECKING:
-    from ...policies import Decision, Policy
+    from ...policies import Decision, Policy, PolicySource
     from ..calls import Version
 
 MOST_OPEN, MOST_A_MINUTE = 16, 30  # of one session
@@ -43,14 +47,18 @@ class Approvals:
     """The `Approver` of a gateway.
 
     Args:
-        ways: Asked about every call, besides the client that made it.
+        ways: Asked about every call, besides the policy's webhook and the client that made it.
+        source: The policy's file, to which `always` adds; None: that is not offered.
         clock: Seconds that only grow.
     """
 
     def __init__(
-        self, ways: Sequence[Asker] = (), *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+        self, ways: Sequence[Asker] = (), *, source: PolicySource | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self._ways = tuple(ways)
+        self._source = source
+        self._waiting: dict[str, Waiting] = {}
         self._clock = clock
         self._standing: collections.OrderedDict[str, None] = collections.OrderedDict()
         self._refused: collections.OrderedDict[str, float] = collections.OrderedDict()
@@ -72,7 +80,8 @@ class Approvals:
         ways = self._ways_of(call, policy)
         if not ways:
             return _nobody(facts)
-        question = _question(call, decision, version, binding)
+        amendment = self._amendment(call, decision, policy)
+        question = _question(call, decision, version, binding, amendment)
         facts |= {"question": question.id, "asked": [way.who for way in ways]}
         if call.pending is not None:
             call.pending(facts)
@@ -80,7 +89,7 @@ class Approvals:
         started = self._clock()
         answer = await self._answer(question, call.session, policy.digest, ways)
         facts["waited_seconds"] = round(self._clock() - started, 3)
-        approval = self._taken(question, answer, facts)
+        approval = self._taken(question, answer, facts, amendment)
         spans.event(
             "purple.approval.answered",
             {"purple.approval.allowed": approval.allowed, "purple.approval.by": approval.by},
@@ -93,6 +102,28 @@ class Approvals:
         for item in list(self._open.values()):
             if self._is_retired(item.version) and not item.retired.done():
                 item.retired.set_result(None)
+
+    def called_back(self, id: str, headers: Mapping[str, str], body: bytes) -> bool:
+        """Take a webhook's answer that came by a request of its own; False: it was not taken.
+
+        Args:
+            id: Of the question.
+            headers: Names in lower case.
+            body: As it came.
+        """
+        waiting = self._waiting.get(id)
+        return waiting is not None and waiting.called_back(headers, body)
+
+    def _amendment(self, call: Call, decision: Decision, policy: Policy) -> Amendment | None:
+        """What `always` would write; None where that is not to be had."""
+        if self._source is None or not decision.rule.startswith("tools."):
+            return None
+        if redact(dict(call.arguments), policy.audit.redact) != call.arguments:
+            return None  # no secret goes into a policy
+        try:
+            return approve_always(self._source, call.tool, call.server, call.arguments)
+        except PolicyError:
+            return None
 
     def _is_retired(self, version: str) -> bool:
         return self._in_force is not None and version not in self._in_force
@@ -123,6 +154,8 @@ class Approvals:
 
     def _ways_of(self, call: Call, policy: Policy) -> list[Asker]:
         ways = list(self._ways)
+        if policy.approvals.webhook is not None:
+            ways.append(Webhook(policy.approvals.webhook, self._waiting))
         asker = call.asker
         if asker is not None and any(
             fnmatchcase(asker.who, glob) for glob in policy.approvals.clients
@@ -164,8 +197,9 @@ class Approvals:
             await asyncio.gather(*asking, return_exceptions=True)
 
     def _taken(
-        self, question: Question, answer: Answer | Reason, facts: dict[str, Any]
-    ) -> Approval:
+        self, question: Question, answer: Answer | Reason, facts: dict[str, Any],
+        amendment: Amendment | None,
+    ) -> Approval:  # fmt: skip
         if answer is Reason.APPROVAL_TIMED_OUT:
             return Approval(
                 allowed=False, by="time-out", reason=answer, facts=facts,
@@ -182,8 +216,15 @@ class Approvals:
         if answer.choice == "deny" or answer.choice not in question.choices:
             _keep(self._refused, question.binding, self._clock())
             return Approval(allowed=False, by=by, facts=facts)
-        if answer.choice == "session":
+        if answer.choice in ("session", "always"):
             _keep(self._standing, question.binding, None)
+        if answer.choice == "always" and amendment is not None:
+            try:
+                amendment.write()
+                facts["written"] = str(amendment.path)
+            except PolicyError as error:
+                facts["not_written"] = str(error)
+                print(f"purple: approval {question.id}: {error}", file=sys.stderr, flush=True)
         return Approval(allowed=True, by=by, facts=facts)
 
 
@@ -225,19 +266,31 @@ async def _ask(way: Asker, question: Question) -> Answer | None:
         return None
 
 
-def _question(call: Call, decision: Decision, version: Version, binding: str) -> Question:
+def _question(
+    call: Call, decision: Decision, version: Version, binding: str, amendment: Amendment | None
+) -> Question:
     policy = version.policy
-    choices: tuple[Choice, ...] = ("once", "session", "deny") if call.session else ("once", "deny")
+    choices: list[Choice] = ["once", "deny"]
+    if amendment is not None:
+        choices.insert(1, "always")
+    if call.session:
+        choices.insert(1, "session")
+    written = ""
+    if amendment is not None:
+        lines = (
+            amendment.after if amendment.before is None else f"tools.approved: {amendment.added}"
+        )
+        written = f"in {amendment.path}:\n{lines.rstrip()}"
     hidden = redact(dict(call.arguments), policy.audit.redact)
     return Question(
         id=uuid.uuid4().hex[:8], binding=binding, title=title(call),
-        text=describe(call, decision, policy, version.engine.enforcement),
-        arguments=hidden, choices=choices, expires_seconds=policy.approvals.wall_seconds,
+        text=describe(call, decision, policy, version.engine.enforcement, written),
+        arguments=hidden, choices=tuple(choices), expires_seconds=policy.approvals.wall_seconds,
         facts={
             "tool": call.tool, "server": call.server, "client": call.client,
             "session": call.session, "rule": decision.rule, "reason": decision.reason,
             "policy": policy.name, "policy_version": policy.digest,
-            "sandbox": sandbox_words(policy),
+            "sandbox": sandbox_words(policy, call.grant),
         },
     )  # fmt: skip
 

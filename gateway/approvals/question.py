@@ -16,7 +16,7 @@ from ..audit.record import digest
 
 if TYPE_CHECKING:
     from ...isolation import Enforcement
-    from ...policies import Decision, Policy
+    from ...policies import Decision, Grant, Policy
     from ..calls import Call
 
 Choice = Literal["once", "session", "always", "deny"]
@@ -169,7 +169,7 @@ def describe(
         lines.append(f"Client:   {visible(call.client)}")
     lines.append(f"Asked by: rule {decision.rule} of policy {visible(policy.name)}")
     lines.append(f"Because:  {visible(decision.reason)}")
-    lines.append(f"Sandbox:  {sandbox_words(policy)}")
+    lines.append(f"Sandbox:  {sandbox_words(policy, call.grant)}")
     if enforcement is not None:
         lines.append(f"Enforced: {visible(enforced_words(enforcement))}")
     lines.append("Arguments, as judged:" if call.arguments else "No arguments.")
@@ -202,8 +202,14 @@ def enforced_words(enforcement: Enforcement) -> str:
     return "in full but: " + "; ".join(weak) if weak else "every layer in full"
 
 
-def sandbox_words(policy: Policy) -> str:
-    """What a call could reach, in a line."""
+def sandbox_words(policy: Policy, grant: Grant | None = None) -> str:
+    """What a call could reach, in a line: of what the policy allows, what its grant does."""
+    if grant is not None and grant.scope == "call":
+        hosts = ", ".join(f"{rule.host}:{rule.ports[0]}" for rule in grant.hosts)
+        shares = (("reads ", grant.read), ("writes ", grant.write))
+        parts = [verb + ", ".join(paths) for verb, paths in shares if paths]
+        parts.append(f"network: {hosts}" if hosts else "no network")
+        return visible("this call alone: " + "; ".join(parts))
     files, resources = policy.filesystem, policy.resources
     words = {
         "none": "no workspace", "read": "workspace read-only", "write": "workspace writable",

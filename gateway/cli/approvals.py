@@ -30,6 +30,10 @@ def add_parser(verbs: Any) -> None:
         "--session", action="store_const", const="session", dest="choice",
         help="and the same call of the same session from now on",
     )  # fmt: skip
+    longer.add_argument(
+        "--always", action="store_const", const="always", dest="choice",
+        help="and the same call for good: written into the policy's file, as the question shows",
+    )  # fmt: skip
     deny = actions.add_parser("deny", help="refuse a call")
     for action in (show, allow, deny):
         action.add_argument("id", help="of the question; its beginning will do")

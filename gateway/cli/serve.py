@@ -31,14 +31,15 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until stdin closes."""
-    from ...policies import PolicyError, load_policy
+    from ...policies import PolicyError, PolicySource
     from . import fail
 
     workspace = Path(args.workspace)
     if not workspace.is_dir():
         return fail(f"workspace {workspace} is not a directory; create it or name another")
     try:
-        policy = load_policy(args.profile, project=workspace)
+        source = PolicySource(name=args.profile, project=workspace)
+        policy = source.load()
     except PolicyError as error:
         return fail(str(error))
     from ..config import ConfigError, load_servers
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     print(f"purple: serving {workspace.resolve()} under {policy.name} on {where}", file=sys.stderr)
     try:
-        asyncio.run(serve_tools(policy, workspace, servers, http=http))
+        asyncio.run(serve_tools(policy, workspace, servers, http=http, source=source))
     except PolicyError as error:
         return fail(str(error))
     except IsolationError as error:

@@ -34,7 +34,7 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until stdin closes."""
-    from ...policies import PolicyError, load_policy
+    from ...policies import PolicyError, PolicySource
     from . import fail
 
     command: list[str] = args.command[1:] if args.command[:1] == ["--"] else args.command
@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     if not workspace.is_dir():
         return fail(f"workspace {workspace} is not a directory; create it or name another")
     try:
-        policy = load_policy(args.profile, project=workspace)
+        source = PolicySource(name=args.profile, project=workspace)
+        policy = source.load()
     except PolicyError as error:
         return fail(str(error))
     if missing := [name for name in args.env if name not in os.environ]:
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     try:
-        asyncio.run(serve_wrapped(policy, workspace, command, env, http=http))
+        asyncio.run(serve_wrapped(policy, workspace, command, env, http=http, source=source))
     except CommandNotFound as error:
         return fail(str(error), 126 if error.code == "EACCES" else 127)
     except IsolationError as error:

@@ -284,6 +284,16 @@ def open_vault(
     return Vault(found)
 
 
+def read_reference(where: str, reference: str) -> bytes:
+    """What `${secret:NAME}`, `${file:path}` or `${command:…}` stands for, with the text around it.
+
+    Raises:
+        SetupError: it cannot be had; names `where` and what to do. May run a command: call it in a
+            thread.
+    """
+    return _read(where, reference, os.environ)[1]
+
+
 def _read(where: str, template: str, environment: Mapping[str, str]) -> tuple[bytes, bytes]:
     references = list(_REFERENCE.finditer(template))
     if len(references) != 1:
