@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ class Link:
         self._cgroup_version = 0
         self._spawning: dict[int, tuple[int, asyncio.Future[Started]]] = {}
         self._started: dict[int, Started] = {}
+        self._wanted: deque[asyncio.Future[socket.socket]] = deque()  # see `socket_inside`
         self._dead = False
 
     async def open(self, plan: Plan) -> dict[str, Any]:
@@ -212,6 +214,33 @@ class Link:
         with contextlib.suppress(OSError):
             self._to_zygote.send(text)
 
+    async def socket_inside(self, sandbox: Started) -> socket.socket:
+        """A TCP socket in the sandbox's network namespace, non-blocking, not connected.
+
+        Raises:
+            SetupError: the sandbox or its zygote is gone.
+        """
+        future: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+        self._wanted.append(future)
+        try:
+            self._to_zygote.send(json.dumps({"inside": sandbox.number}).encode())
+        except OSError as error:
+            self._wanted.remove(future)
+            raise SetupError(f"the sandbox's zygote cannot be reached: {error}") from error
+        return await asyncio.shield(future)
+
+    def _on_socket(self, answer: dict[str, Any], fds: list[int]) -> None:
+        future = self._wanted.popleft()  # they are answered in order
+        sock = socket.socket(fileno=fds[0]) if fds else None
+        if future.cancelled():
+            if sock is not None:
+                sock.close()
+        elif sock is not None:
+            sock.setblocking(False)
+            future.set_result(sock)
+        else:
+            future.set_exception(SetupError(f"no socket in the sandbox: {answer['error']}"))
+
     def gone(self, sandbox: Started) -> None:
         """Give a sandbox that has ended back; its cgroup is removed."""
         sandbox.close()
@@ -249,14 +278,17 @@ class Link:
 
     def _on_zygote(self) -> None:
         try:
-            message = self._to_zygote.recv(1 << 16)
+            message, fds = receive(self._to_zygote, 1 << 16, 1)
         except ConnectionResetError:
-            message = b""
+            message, fds = b"", []
         if not message:
             asyncio.get_running_loop().remove_reader(self._to_zygote)
             self._lost()
             return
         answer = json.loads(message)
+        if "inside" in answer:
+            self._on_socket(answer, fds)
+            return
         started = self._started.pop(answer["ended"], None)
         if started is not None and not started.end.done():
             started.end.set_result(answer)
@@ -268,6 +300,10 @@ class Link:
                 future.set_exception(SetupError("the sandbox's keeper is gone; restart purple"))
                 future.exception()  # looked at: whoever waited may have gone
         self._spawning.clear()
+        for wanted in self._wanted:
+            if not wanted.done():
+                wanted.set_exception(SetupError("the sandbox's keeper is gone; restart purple"))
+        self._wanted.clear()
         for started in self._started.values():
             if not started.end.done():
                 started.end.set_result({})

@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from .egress.connections import Connection
     from .egress.dial import Resolve
     from .egress.gate import Egress, Gate
+    from .egress.publish import Inside, Publisher
 
 _LEAST_READY, _MOST_READY = 2, 16
 _MAX_OPERATION_BYTES = 64 << 20
@@ -73,6 +75,8 @@ class Engine:
         self._trust = tuple(trust)
         self._egress: Egress | None = None
         self._gates: dict[int, Gate] = {}  # by number of their sandbox
+        self._publisher: Publisher | None = None
+        self._running: dict[int, Started] = {}  # for the publisher
         self.workspace = workspace
         self._enforcement: Enforcement | None = None
         self._plan: Plan | None = None
@@ -117,6 +121,10 @@ class Engine:
                     + "; ".join(missing)
                     + ". Run `purple doctor`, or take the layer out of the policy's `require`."
                 )
+            if self._egress is not None and self.policy.network.listen:
+                from .egress.publish import Publisher
+
+                self._publisher = Publisher(self.policy.network.listen, self._inside)
         except BaseException:
             await self._close()
             raise
@@ -134,6 +142,8 @@ class Engine:
         await self._close()
 
     async def _close(self) -> None:
+        if self._publisher is not None:
+            self._publisher.close()
         await self._link.close()
         for gate in self._gates.values():
             gate.close()
@@ -280,6 +290,7 @@ class Engine:
             terminal(started.master)
         forward = asyncio.create_task(self._forward(signals, started))
         try:
+            self._running[started.number] = started
             self._link.launch(started, command)
             end, timed_out = await _end(started, self.policy.resources.wall_seconds)
         finally:
@@ -308,7 +319,16 @@ class Engine:
         if self._egress is not None and doors:
             self._gates[started.number] = self._egress.open(doors, only)
 
+    def _inside(self) -> list[Inside]:
+        """What the publisher needs of each sandbox that runs a command."""
+        return [
+            (gate.ledger, partial(self._link.socket_inside, started))
+            for number, started in self._running.items()
+            if (gate := self._gates.get(number)) is not None
+        ]
+
     async def _close_gate(self, started: Started) -> tuple[Connection, ...]:
+        self._running.pop(started.number, None)
         gate = self._gates.pop(started.number, None)
         return await gate.aclose() if gate is not None else ()
 
@@ -345,6 +365,7 @@ class Engine:
         started = ready.started
         began = time.monotonic()
         try:
+            self._running[started.number] = started
             start()
             end, timed_out = await _end(started, limit)
         finally:

@@ -26,7 +26,7 @@ from .descriptors import receive
 from .errors import SetupError
 from .gated import Arena, region_address
 from .mounts import build_root
-from .netns import probe_doors
+from .netns import probe_doors, socket_inside
 from .plan import ORDER_BYTES, UNUSED_ID, Plan
 from .slot import Births, Slot
 from .watcher import Watcher
@@ -186,7 +186,9 @@ class Zygote:
             self._epoll.unregister(self._gateway)  # the keeper ends us, too
             return
         request = json.loads(message)
-        if slot := self._slots.get(request["number"]):
+        if "inside" in request:
+            self._hand_out_socket(request["inside"])
+        elif slot := self._slots.get(request["number"]):
             slot.forward(request["signal"])
 
     def _on_end(self, fd: int) -> None:
@@ -200,6 +202,18 @@ class Zygote:
             if slot.network >= 0:
                 self._recycle(slot.network)
             slot.release()
+
+    def _hand_out_socket(self, number: int) -> None:
+        """Give the gateway a socket inside a sandbox, for `network.listen`."""
+        slot = self._slots.get(number)
+        try:
+            fds = [socket_inside(slot.network)] if slot else []
+            answer = {"inside": number, "error": "it has ended"}
+        except OSError as error:
+            fds, answer = [], {"inside": number, "error": str(error)}
+        socket.send_fds(self._gateway, [json.dumps(answer).encode()], fds)
+        for fd in fds:
+            os.close(fd)
 
     def _recycle(self, network: int) -> None:
         """Keep a network namespace for the next sandbox, if nothing of the last one is in it."""

@@ -131,7 +131,7 @@ class Network(_Section):
     deny: tuple[HostRule, ...] = ()
     tls: Literal["pass", "inspect"] = "pass"
     bytes_out: Bytes | None = None
-    listen: tuple[int, ...] = ()
+    listen: tuple[Annotated[int, Field(ge=1024, le=65535)], ...] = ()
     credentials: tuple[Credential, ...] = ()
 
     def contradictions(self) -> list[str]:
@@ -314,7 +314,6 @@ class Policy(_Section):
         found = (
             (self.filesystem.workspace == "overlay", "filesystem.workspace: overlay"),
             (bool(self.capabilities.keep), "capabilities.keep"),
-            (bool(self.network.listen), "network.listen"),
             (self.devices.gpu != "none", "devices.gpu"),
         )
         said = [

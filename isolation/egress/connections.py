@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ...policies.hosts import Verdict, Why
 from .http import Exchange
 
-Via = Literal["direct", "http_proxy", "socks", "dns"]
+Via = Literal["direct", "http_proxy", "socks", "dns", "listen"]
 MOST_KEPT = 500  # entries of a call; the rest is counted
 _MOST_REQUESTS = 50  # of one connection
 
@@ -20,14 +20,14 @@ class Connection:
 
     Attributes:
         via: How it came: straight, by the proxy variables, or as a question for an address ("dns",
-            only those that were refused).
+            only those that were refused); "listen" is one that came in by a published port.
         name: That was asked for; "" for a literal address.
         address: Literal that was asked for, or the one that was dialled; "" when none was.
         port: 0 for a DNS question.
         rule: Key of the policy that allowed or refused it; "" where no rule matched.
         reason: Why it was refused or failed; "" when it was not.
         text: The sentence for the model and the person, when it was.
-        bytes_out, bytes_in: To the server and from it, as TCP carried them.
+        bytes_out, bytes_in: Out of the sandbox and into it, as TCP carried them.
         seconds: From its start to its end, or to the end of the call.
         times: How often the same was refused.
         requests: HTTP requests on it, where they were read: the first 50.
