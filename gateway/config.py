@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class ServerSpec:
         env: Added to its profile's environment, variables replaced.
         profile: Name or path of its policy.
         workspace: Directory that it sees; None is the gateway's.
+        origin: The file that names it; with its name, what its pins are kept under.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ServerSpec:
     env: Mapping[str, str]
     profile: str = "mcp-server"
     workspace: Path | None = None
+    origin: str = ""
 
 
 def skeleton(name: str) -> str:
@@ -73,7 +75,8 @@ def load_servers(path: Path, environment: Mapping[str, str] = os.environ) -> lis
         if other := seen.get(skeleton(name)):
             raise ConfigError(f"{where}: looks like {other}; rename one")
         seen[skeleton(name)] = name
-        servers.append(_server(name, fields, where, environment))
+        server = _server(name, fields, where, environment)
+        servers.append(replace(server, origin=str(path.resolve())))
     return servers
 
 

@@ -18,6 +18,7 @@ class Reason(StrEnum):
     APPROVAL_DENIED = "approval_denied"
     APPROVAL_TIMED_OUT = "approval_timed_out"
     APPROVAL_VOID = "approval_void"
+    PIN_MISMATCH = "pin_mismatch"
     RATE_LIMITED = "rate_limited"
     INVALID_ARGUMENTS = "invalid_arguments"
     UNKNOWN_TOOL = "unknown_tool"

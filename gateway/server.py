@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ..isolation import Engine
+from ..isolation import CommandNotFound, Engine
 from ..policies import Policy, PolicySource, load_policy
 from .approvals import Approvals, Board
 from .approvals.callback import Callbacks
@@ -20,6 +22,8 @@ from .audit import spans
 from .calls import Version
 from .config import ServerSpec
 from .gateway import Gateway
+from .pins import Pins, PinStore
+from .pins.launch import launch_of
 from .runners import adapted
 from .wire import jsonrpc
 from .wire.aggregate import Many
@@ -177,6 +181,12 @@ async def serve_tools(
                 Version(policy=_both(policy, own), engine=await stack.enter_async_context(engine))
             )
 
+        store = PinStore()
+        pins = [
+            _pins(f"{s.origin}#{s.name}", s.name, store, v, s.argv, s.workspace or workspace)
+            for s, v in zip(servers, versions, strict=True)
+        ]
+
         def handler(session: Session) -> Handler:
             tools = BuiltIns(gateway)
             if not servers:
@@ -185,9 +195,10 @@ async def serve_tools(
                 tools,
                 *(
                     Upstream(
-                        s.name, sandboxed(v.engine, *adapted(s.argv, s.env)), session, gateway.calls, v
+                        s.name, sandboxed(v.engine, *adapted(s.argv, s.env)), session,
+                        gateway.calls, v, pins=p,
                     )
-                    for s, v in zip(servers, versions, strict=True)
+                    for s, v, p in zip(servers, versions, pins, strict=True)
                 ),
             ])  # fmt: skip
 
@@ -206,6 +217,21 @@ async def _approvals(stack: AsyncExitStack, gateway: str, source: PolicySource |
         print(f"purple: `purple approvals` cannot reach this gateway: {error}", file=sys.stderr)
         return Approvals(source=source)
     return Approvals([board], source=source)
+
+
+def _pins(
+    key: str, name: str, store: PinStore, version: Version, argv: Sequence[str], workspace: Path
+) -> Pins:
+    """The pins of a server that `argv` starts in the version's sandbox."""
+
+    def launch() -> dict[str, Any] | None:
+        try:
+            program = version.engine.program(argv)
+        except CommandNotFound:  # said when it is started
+            return None
+        return launch_of(argv, program, workspace.absolute())
+
+    return Pins(key=key, name=name, settings=version.policy.pins, store=store, launch=launch)
 
 
 def _say(port: int) -> None:
@@ -235,7 +261,7 @@ def _both(outer: Policy, own: Policy) -> Policy:
 async def serve_wrapped(
     policy: Policy, workspace: Path, command: Sequence[str],
     env: Mapping[str, str] | None = None, *, http: Listen | None = None,
-    source: PolicySource | None = None,
+    source: PolicySource | None = None, name: str = "",
 ) -> None:  # fmt: skip
     """Serve one tool server, in a sandbox under `policy`, with its own names and identity.
 
@@ -246,6 +272,8 @@ async def serve_wrapped(
         env: Added to the policy's environment.
         http: Serves streamable HTTP there; None serves on stdio.
         source: As in `serve_tools`.
+        name: Of the server in rules, records and pins; "" is its command's, and its pins are then
+            kept under the command and the workspace: another command is another server.
 
     Raises:
         SetupError: the sandbox cannot be built, or less than the policy requires is enforced.
@@ -257,16 +285,18 @@ async def serve_wrapped(
 
     spans.configure()
     resolve(compile_plan(policy, workspace), command, "", None)  # a good error before any client
-    name = Path(command[0]).name
+    key = f"wrap#{name}" if name else f"{workspace.resolve()}$ {shlex.join(command)}"
+    name = name or Path(command[0]).name
     async with AsyncExitStack() as stack:
         whose = f"wrap, {name}, {policy.name}, {workspace.resolve()}"
         approvals = await _approvals(stack, whose, source)
         gateway = await stack.enter_async_context(Gateway(policy, workspace, approver=approvals))
         version = gateway.version
         launch = sandboxed(version.engine, *adapted(command, env))
+        pins = _pins(key, name, PinStore(), version, command, workspace)
 
         def single(session: Session) -> Single:
-            return Single(Upstream(name, launch, session, gateway.calls, version))
+            return Single(Upstream(name, launch, session, gateway.calls, version, pins=pins))
 
         if http is None:
             await serve_stdio(single)

@@ -132,6 +132,10 @@ class Engine:
         self._operators.start()
         return self
 
+    def program(self, argv: Sequence[str]) -> str:
+        """Absolute path of what `argv` starts. Raises `CommandNotFound`."""
+        return resolve(self._entered, argv, "", None).program
+
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 

@@ -269,6 +269,19 @@ class Approvals(_Section):
     webhook: Webhook | None = None
 
 
+class Pins(_Section):
+    """What a tool server may not change without a person (`purple pins`).
+
+    `first_use: accept` trusts what a server says when it is first seen; `withhold` serves nothing of it
+    until a person has accepted it. `kinds` are what is pinned; an empty list pins nothing.
+    """
+
+    first_use: Literal["accept", "withhold"] = "accept"
+    kinds: tuple[Literal["launch", "instructions", "tools", "prompts", "resources"], ...] = (
+        "launch", "instructions", "tools", "prompts", "resources",
+    )  # fmt: skip
+
+
 class Audit(_Section):
     """What the record holds of arguments and output."""
 
@@ -292,6 +305,7 @@ class Policy(_Section):
     environment: Environment = Environment()
     tools: Tools = Tools()
     approvals: Approvals = Approvals()
+    pins: Pins = Pins()
     flow: tuple[FlowRule, ...] = ()
     audit: Audit = Audit()
     require: tuple[LayerName, ...] = _ALWAYS

@@ -24,6 +24,11 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("-p", "--profile", default="mcp-server", help="name or path")
     parser.add_argument("-w", "--workspace", default=".", help="directory it sees (default: here)")
     parser.add_argument(
+        "--name",
+        default="",
+        help="of the server in rules, records and pins (default: its command's)",
+    )
+    parser.add_argument(
         "--env", action="append", default=[], metavar="NAME",
         help="a variable of the caller's that the server gets, too (may be repeated)",
     )  # fmt: skip
@@ -63,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     try:
-        asyncio.run(serve_wrapped(policy, workspace, command, env, http=http, source=source))
+        asyncio.run(
+            serve_wrapped(policy, workspace, command, env, http=http, source=source, name=args.name)
+        )
     except CommandNotFound as error:
         return fail(str(error), 126 if error.code == "EACCES" else 127)
     except IsolationError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from ..calls import Call, Calls, Ran, Version, text_result
+from ..calls import Call, Calls, Ran, Refusal, Version, text_result
 from ..reasons import Reason
 from . import jsonrpc
 from .asking import ClientAsker
@@ -52,7 +52,7 @@ class Backend(Protocol):
 async def act(
     calls: Calls, version: Version, session: Session, client: Client, server: str, method: str,
     params: Message | None, forward: Callable[[Message | None], Awaitable[Any]],
-    exchange: Exchange | None = None,
+    exchange: Exchange | None = None, problem: Refusal | None = None,
 ) -> Message:  # fmt: skip
     """Decide, record and carry out one request.
 
@@ -63,6 +63,7 @@ async def act(
         method, params: As they would go out.
         forward: Sends the request with these params and returns its result.
         exchange: In which the client can be asked for approval; None where there is none.
+        problem: Why it is refused whatever the rules say; None where it is not.
 
     Raises:
         RpcError: what the peer answered, or that a method other than tools/call was refused.
@@ -97,7 +98,7 @@ async def act(
         tool=tool, arguments=given, server=server, client=client.name, session=session.id,
         asker=ClientAsker(session, client, exchange),
     )  # fmt: skip
-    outcome = await calls.call(call, version, run)
+    outcome = await calls.call(call, version, run, problem=problem)
     if failed is not None:
         if outcome.text != str(failed):  # a screen has rewritten it
             raise RpcError(failed.code, outcome.text)

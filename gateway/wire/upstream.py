@@ -21,6 +21,9 @@ from typing import Any, Literal
 
 from ...isolation import Engine
 from ..calls import Calls, Version
+from ..pins import Pins, Watch
+from ..pins.watch import Withheld
+from ..reasons import Reason
 from . import eras, jsonrpc, tracing
 from .acts import ACTING, act
 from .jsonrpc import Id, Message, RpcError, list_of, object_of
@@ -67,17 +70,19 @@ class Upstream:
         launch: Starts it.
         session: Whom it serves.
         calls, version: Who decides, and by what.
+        pins: What it may not change without a person; None: anything.
         request_seconds: The longest that a request may take without progress.
     """
 
     def __init__(
         self, name: str, launch: Launch, session: Session, calls: Calls, version: Version, *,
-        request_seconds: float = REQUEST_SECONDS,
+        pins: Pins | None = None, request_seconds: float = REQUEST_SECONDS,
     ) -> None:  # fmt: skip
         self.name = name
         self.era: Literal["legacy", "modern"] = "legacy"
         self._launch, self._session = launch, session
         self._calls, self._version = calls, version
+        self._watch = Watch(pins) if pins is not None else None
         self._seconds = request_seconds
         self._said: Message = {}
         self._asks = Asks()
@@ -100,9 +105,10 @@ class Upstream:
     async def describe(self, client: Client, exchange: Exchange | None) -> Message:
         """As `Backend.describe`."""
         await self._open(client)
+        said = self._watch.introduced(self._said) if self._watch is not None else self._said
         if client.era == self.era:
-            return self._said
-        return eras.introduction(client, self._said, self.era == "modern")
+            return said
+        return eras.introduction(client, said, self.era == "modern")
 
     async def request(self, exchange: Exchange, method: str, params: Message | None) -> Message:
         """As `Backend.request`."""
@@ -116,12 +122,40 @@ class Upstream:
     async def _request(self, exchange: Exchange, method: str, params: Message | None) -> Message:
         forward = partial(self._forward, exchange, method)
         if method == "tools/call" or method in ACTING:
+            problem = None
+            if self._watch is not None:
+                problem = await self._watch.problem(method, params, partial(self._page, exchange))
             return await act(
                 self._calls, self._version, self._session, exchange.client, self.name, method,
-                params, forward, exchange,
+                params, forward, exchange, problem,
             )  # fmt: skip
-        result: Message = await forward(params)
+        result: Message = await self._sifted(method, params, forward(params))
         return result
+
+    async def _sifted(self, method: str, params: Message | None, answer: Awaitable[Any]) -> Any:
+        """The answer, without what the pins withhold."""
+        result = await answer
+        if self._watch is None or not jsonrpc.is_object(result):
+            return result
+        cursor: Any = (params or {}).get("cursor")
+        try:
+            return self._watch.listed(method, cursor, result)
+        except Withheld as problem:
+            raise RpcError(jsonrpc.REFUSED, str(problem)) from None
+
+    async def _page(self, exchange: Exchange, method: str, cursor: str | None) -> Message | None:
+        """A page of a list that the gateway itself wants to see."""
+        params: Message = {}
+        if exchange.client.era == "modern":
+            params["_meta"] = {k: v for k, v in exchange.meta.items() if k != "progressToken"}
+        if cursor is not None:
+            params["cursor"] = cursor
+        try:
+            return object_of(await self._forward(exchange, method, params))
+        except RpcError as error:
+            if error.code == jsonrpc.METHOD_NOT_FOUND:
+                return None
+            raise
 
     def notified(self, client: Client, method: str, params: Message | None) -> None:
         """As `Backend.notified`."""
@@ -285,6 +319,12 @@ class Upstream:
         await asyncio.shield(opening)
 
     async def _start(self, client: Client) -> None:
+        if self._watch is not None:
+            try:
+                await self._watch.started()
+            except Withheld as problem:
+                data = {"reason": str(Reason.PIN_MISMATCH), "rule": "pins.launch"}
+                raise RpcError(jsonrpc.REFUSED, str(problem), data) from None
         loop = asyncio.get_running_loop()
         await asyncio.sleep(max(0.0, self._not_before - loop.time()))
         pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**self._starts)
@@ -432,6 +472,8 @@ class Upstream:
                 found[1].append(said)
                 found[0].cancel()
             return
+        if self._watch is not None:
+            self._watch.changed(method)
         self._deliver(method, params)
 
     def _deliver(self, method: str, params: Message | None) -> None:
