@@ -2,9 +2,9 @@
 
 Nouns: `Engine` (one policy, one workspace) → `Result` with its `Enforcement`. `plan` compiles a
 policy into plain values; `keeper` and `zygote`, each a process of its own, carry them out: a `slot`
-is one sandbox there, `lockdown` the order in which it is closed, `gated` its command-to-be. On the
-gateway's side `link` speaks with them and `pool` keeps sandboxes ready. One file per kernel
-facility serves them.
+is one sandbox there, `lockdown` the order in which it is closed, `pid1` its first process, which
+starts the command. On the gateway's side `link` speaks with them, `started` is a sandbox that is
+ready, and `pool` keeps some. One file per kernel facility serves them.
 
 Names load on first use: the zygote imports this package, too, and must stay small.
 """

@@ -11,14 +11,19 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from .blockio import devices_under
 from .plan import Plan
-from .usage import Counters
+
+if TYPE_CHECKING:
+    from .usage import Counters
 
 _ROOT = "/sys/fs/cgroup"
 _CPU_PERIOD_US = 100_000
+MAX_FILES = 8  # of one sandbox's cgroup: of `open_procs` and `open_oom`
+_RESIDUE_BYTES = 1 << 20
 
 
 def _read(path: str) -> str:
@@ -31,8 +36,11 @@ def _read(path: str) -> str:
 
 
 def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
 
 
 def _own_paths() -> dict[str, str]:
@@ -54,12 +62,13 @@ class Hierarchy:
     Attributes:
         version: 2, 1, or 0 where no cgroup can be made.
         reason: Why not more than that; a sentence with the command that mends it.
+        bases: Controller ("" for all of v2) → directory in which sandboxes have theirs.
     """
 
     def __init__(self, plan: Plan | None = None) -> None:
         self.version = 0
         self.reason = ""
-        self._bases: dict[str, str] = {}
+        self.bases: dict[str, str] = {}
         self._devices: set[str] = set()
         self._io_wanted = plan is not None and plan.io_bytes_per_second is not None
         name = f"purple-{os.getpid()}"
@@ -108,7 +117,7 @@ class Hierarchy:
             os.mkdir(path)
             have = _read(f"{path}/cgroup.controllers").split()
             _write(f"{path}/cgroup.subtree_control", " ".join(f"+{c}" for c in wanted if c in have))
-            self.version, self._bases = 2, {"": path}
+            self.version, self.bases = 2, {"": path}
             needed = wanted if self._io_wanted else wanted[:3]
             if missing := [c for c in needed if c not in have]:
                 self.reason = f"controllers not delegated: {', '.join(missing)}"
@@ -143,29 +152,26 @@ class Hierarchy:
             base = f"{_ROOT}/{controller}{own.get(controller, '/')}".rstrip("/")
             if controller not in own or not os.access(base, os.W_OK):
                 self.reason = f"cgroup v1: {controller} is not writable for this user"
-                for made in self._bases.values():
+                for made in self.bases.values():
                     os.rmdir(made)
-                self._bases = {}
+                self.bases = {}
                 return
             path = f"{base}/{name}"
             os.mkdir(path)
-            self._bases[controller] = path
+            self.bases[controller] = path
         self.version = 1
 
-    def create(self, number: int, plan: Plan) -> Cgroup | None:
-        """Make the cgroup of sandbox `number` with the plan's limits; None at version 0."""
-        if self.version == 0:
-            return None
-        paths = {controller: f"{base}/{number}" for controller, base in self._bases.items()}
-        for path in paths.values():
+    def create(self, number: int, plan: Plan) -> Cgroup:
+        """Make cgroup `number` with the plan's limits. Not at version 0."""
+        group = Cgroup.of(self.version, self.bases, number)
+        for path in group.paths.values():
             os.mkdir(path)
-        group = Cgroup(self.version, paths)
         group.limit(plan, self._devices)
         return group
 
     def close(self) -> None:
         """Remove our own cgroups; sandboxes in them must have ended."""
-        for path in self._bases.values():
+        for path in self.bases.values():
             for entry in [e.path for e in os.scandir(path) if e.is_dir()]:
                 _remove(entry)
             _remove(path)
@@ -177,6 +183,12 @@ class Cgroup:
     def __init__(self, version: int, paths: dict[str, str]) -> None:
         self.version = version
         self.paths = paths
+        self._last: Counters | None = None
+
+    @staticmethod
+    def of(version: int, bases: Mapping[str, str], number: int) -> Cgroup:
+        """Cgroup `number` of a `Hierarchy` with that version and those bases."""
+        return Cgroup(version, {name: f"{base}/{number}" for name, base in bases.items()})
 
     def _path(self, controller: str) -> str:
         return self.paths["" if self.version == 2 else controller]
@@ -185,7 +197,7 @@ class Cgroup:
         """Set the plan's limits; block I/O on `devices`, each `MAJOR:MINOR` of a whole disk.
 
         Swap is off. At the memory limit the whole group is killed: by the kernel in v2, by whoever
-        listens to `oom_event` in v1. At the others the system call fails or waits.
+        listens to `open_oom` in v1. At the others the system call fails or waits.
         """
         memory, pids, cpu = self._path("memory"), self._path("pids"), self._path("cpu")
         if self.version == 2:
@@ -218,27 +230,49 @@ class Cgroup:
             for name in ("read_bps_device", "write_bps_device"):
                 _write(f"{self._path('blkio')}/blkio.throttle.{name}", f"{device} {rate}")
 
-    def oom_event(self) -> int:
-        """A descriptor that is readable when the memory limit has made the kernel kill; -1 in v2.
+    def open_oom(self) -> list[int]:
+        """An eventfd that tells of a kill at the memory limit, and the file in which it is counted.
 
-        v1 kills one process, where v2 has memory.oom.group. The caller kills the rest and closes
-        it. cgroup-v1/memory.rst, "OOM Control".
+        v1 kills one process, where v2 has memory.oom.group and this is empty. cgroup-v1/memory.rst,
+        "OOM Control".
         """
         if self.version == 2:
-            return -1
+            return []
         memory = self._path("memory")
         event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         control = os.open(f"{memory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _write(f"{memory}/cgroup.event_control", f"{event} {control}")
-        finally:
-            os.close(control)
-        return event
+        _write(f"{memory}/cgroup.event_control", f"{event} {control}")
+        return [event, control]
 
-    def attach(self, pid: int) -> None:
-        """Move a process in; its children follow."""
-        for path in self.paths.values():
-            _write(f"{path}/cgroup.procs", str(pid))
+    def open_procs(self) -> list[int]:
+        """Descriptors to which a pid is written to move a process in; its children follow.
+
+        Who writes needs no right of its own: the kernel looks at who opened. cgroups(7).
+        """
+        return [
+            os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            for path in self.paths.values()
+        ]
+
+    def reset(self) -> bool:
+        """Count from nothing again, for another sandbox. Its processes must have ended.
+
+        Returns:
+            Whether it does; else it is of no more use: when it has counted what the kernel lets
+            nobody reset, or is still charged for over a mebibyte of files that were read. In v2 the
+            peak of memory is of that kind before Linux 6.12, and one directory costs little.
+        """
+        if self.version == 2 or self._last is None or not self._last.resettable:
+            return False
+        memory, cpu = self.paths["memory"], self.paths["cpuacct"]
+        try:
+            if int(_read(f"{memory}/memory.usage_in_bytes")) > _RESIDUE_BYTES:
+                return False
+            _write(f"{memory}/memory.max_usage_in_bytes", "0")
+            _write(f"{cpu}/cpuacct.usage", "0")
+        except (OSError, ValueError):
+            return False
+        return True
 
     def oom_kills(self) -> int:
         """How many processes the kernel has killed for the memory limit."""
@@ -251,6 +285,8 @@ class Cgroup:
         Each file costs some microseconds of every call, so what says how often a limit was met is
         read only where the peak has come near it.
         """
+        from .usage import Counters  # the keeper, which never counts, need not import it
+
         memory, pids = self._path("memory"), self._path("pids")
         v2 = self.version == 2
         peak = _number(f"{memory}/{'memory.peak' if v2 else 'memory.max_usage_in_bytes'}")
@@ -263,7 +299,7 @@ class Cgroup:
             refused = _fields(f"{pids}/pids.events").get("max", 0)
         cpu_seconds, throttled = self._cpu(limited=plan.cpu_cores is not None)
         read, written = self._io()
-        return Counters(
+        self._last = Counters(
             cpu_seconds=cpu_seconds,
             throttled_seconds=throttled,
             memory_peak_bytes=peak,
@@ -273,6 +309,7 @@ class Cgroup:
             read_bytes=read,
             written_bytes=written,
         )
+        return self._last
 
     def _cpu(self, *, limited: bool) -> tuple[float | None, float | None]:
         cpu = self._path("cpu")

@@ -13,11 +13,12 @@ from .plan import HOME, PRIVATE, Plan
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Program, arguments and environment, ready for execve(2)."""
+    """Program, arguments and environment, ready for execve(2); `directory` is "" for the usual one."""
 
     program: str
     argv: Sequence[str]
     environment: Mapping[str, str]
+    directory: str
 
 
 def resolve(plan: Plan, argv: Sequence[str], cwd: str, env: Mapping[str, str] | None) -> Command:
@@ -44,11 +45,9 @@ def resolve(plan: Plan, argv: Sequence[str], cwd: str, env: Mapping[str, str] | 
         raise CommandNotFound("ENOENT", f"cwd {cwd!r} does not exist in the sandbox (ENOENT)")
     environment = {**plan.environment, **(env or {}), "PWD": where}
     program = _find(plan, argv[0], environment["PATH"], where)
-    if not cwd:
-        return Command(program=program, argv=argv, environment=environment)
-    # The process is there already, in the workspace: a shell changes directory for it.
-    script = ["/bin/sh", "-c", 'cd -- "$0" && exec "$@"', where, program, *argv[1:]]
-    return Command(program="/bin/sh", argv=script, environment=environment)
+    return Command(
+        program=program, argv=argv, environment=environment, directory=where if cwd else ""
+    )
 
 
 def _find(plan: Plan, name: str, path: str, where: str) -> str:

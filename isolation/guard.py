@@ -8,30 +8,18 @@ by its name (`.git/hooks`, `.vscode`, …) is left. Names in patterns are relati
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import stat
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import translate
+
+from .marks import Marks
 
 _RESCAN_SECONDS = 1.0
 _RESCAN_RATIO = 20.0  # a walk may take a twentieth of the time
 _MAX_MATCHES = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Marks:
-    """Absolute paths that exist now: to be covered, and to be made read-only.
-
-    `links` are protected names that are symbolic links, with their targets: no mount holds those.
-    """
-
-    hide: tuple[str, ...] = ()
-    protect: tuple[str, ...] = ()
-    links: tuple[tuple[str, str], ...] = ()
 
 
 class Guard:
@@ -68,16 +56,18 @@ class Guard:
             self._walked = self._walk(root)
             ended = time.monotonic()
             self._next_walk = ended + max(_RESCAN_SECONDS, _RESCAN_RATIO * (ended - began))
+        hidden, _ = self._hide.present(root)
+        protected, links = self._protect.present(root)
         hide, protect = (
-            tuple(dict.fromkeys((*patterns.existing(root), *walked)))
-            for patterns, walked in zip((self._hide, self._protect), self._walked, strict=True)
+            tuple(dict.fromkeys((*found, *walked))) if walked else tuple(found)
+            for found, walked in zip((hidden, protected), self._walked, strict=True)
         )
         if len(hide) + len(protect) > _MAX_MATCHES:
             raise ValueError(
                 f"filesystem.hide and .protect match over {_MAX_MATCHES} paths in {root}; "
                 "name their directory instead"
             )
-        return Marks(hide=hide, protect=protect, links=self._protect.links(root))
+        return Marks(hide=hide, protect=protect, links=tuple(links))
 
     def move_aside(self, before: Marks) -> tuple[str, ...]:
         """Rename each protected path that exists now but did not in `before`.
@@ -89,11 +79,15 @@ class Guard:
         if root is None:
             return ()
         known = set(before.protect)
-        known |= {path for path, _ in set(before.links) & set(self._protect.links(root))}
+        if before.links:
+            known |= {path for path, _ in set(before.links) & set(self._protect.present(root)[1])}
         said: list[str] = []
-        for name in self._protect.literals:
-            if f"{root}/{name}" not in known and (moved := _quarantine(root, name)):
-                said.append(moved)
+        for first, names in self._protect.by_first.items():
+            if not _is_there(f"{root}/{first}"):
+                continue
+            for name in names:
+                if f"{root}/{name}" not in known and (moved := _quarantine(root, name)):
+                    said.append(moved)
         if self._protect.globs:
             for path in self._walk(root)[1]:
                 if path not in known and (moved := _quarantine(root, os.path.relpath(path, root))):
@@ -133,29 +127,42 @@ class _Patterns:
             if not name.startswith(("../", "/")) and name not in (".", "..")
         ]
         self.globs = [p.removeprefix("**/") for p in cleaned if _is_glob(p)]
+        self.by_first: dict[str, list[str]] = {}  # literals by their first component
+        for name in self.literals:
+            self.by_first.setdefault(name.split("/", 1)[0], []).append(name)
         self._pattern = re.compile("|".join(map(translate, self.globs)) or r"(?!)")
 
     def match(self, name: str, inside: str) -> bool:
         return bool(self._pattern.match(name) or self._pattern.match(inside))
 
-    def existing(self, root: str) -> list[str]:
-        found: list[str] = []
-        for name in self.literals:
-            path = f"{root}/{name}"
-            try:
-                mode = os.lstat(path).st_mode
-            except OSError:
-                continue
-            if not stat.S_ISLNK(mode):
-                found.append(path)
-        return found
+    def present(self, root: str) -> tuple[list[str], list[tuple[str, str]]]:
+        """Paths of the literals that exist, and those that are links with their targets.
 
-    def links(self, root: str) -> tuple[tuple[str, str], ...]:
-        found: list[tuple[str, str]] = []
-        for name in self.literals:
-            with contextlib.suppress(OSError):
-                found.append((f"{root}/{name}", os.readlink(f"{root}/{name}")))
-        return tuple(found)
+        Every call looks three times, so what lies below a name that is missing is not asked for.
+        """
+        found: list[str] = []
+        links: list[tuple[str, str]] = []
+        for first, names in self.by_first.items():
+            if names != [first] and not _is_there(f"{root}/{first}"):
+                continue
+            for name in names:
+                path = f"{root}/{name}"
+                try:
+                    if stat.S_ISLNK(os.lstat(path).st_mode):
+                        links.append((path, os.readlink(path)))
+                    else:
+                        found.append(path)
+                except OSError:
+                    continue
+        return found, links
+
+
+def _is_there(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except OSError:
+        return False
+    return True
 
 
 def _is_glob(pattern: str) -> bool:

@@ -56,13 +56,13 @@ def handled_access(abi: int) -> int:
     return _ALL_V1 | sum(bit for since, bit in newer if abi >= since)
 
 
-def restrict_self(read: Sequence[str], write: Sequence[str]) -> int:
-    """Restrict this thread and its children to reading below `read` and anything below `write`.
+def create_ruleset(read: Sequence[str], write: Sequence[str]) -> int | None:
+    """A ruleset that leaves reading below `read` and anything below `write`.
 
     Returns:
-        The ABI used; 0 where the kernel has no Landlock (nothing was restricted).
+        Its descriptor, for `restrict_self`; None where the kernel has no Landlock.
 
-    no_new_privs must be set. Paths that do not exist grant nothing.
+    Paths that do not exist grant nothing.
     """
     rules: list[tuple[int, int]] = []
     try:
@@ -70,10 +70,15 @@ def restrict_self(read: Sequence[str], write: Sequence[str]) -> int:
             for path in paths:
                 with contextlib.suppress(OSError):
                     rules.append((os.open(path, os.O_PATH | os.O_CLOEXEC), access))
-        return restrict_to(rules)
+        return _create(abi_version(), rules)
     finally:
         for fd, _ in rules:
             os.close(fd)
+
+
+def restrict_self(ruleset: int) -> None:
+    """Restrict this thread and its children, for good; no_new_privs must be set."""
+    libc.syscall(libc.SYS_landlock_restrict_self, ruleset, 0, name="landlock_restrict_self")
 
 
 def restrict_to(rules: Sequence[tuple[int, int]]) -> int:
@@ -87,8 +92,18 @@ def restrict_to(rules: Sequence[tuple[int, int]]) -> int:
         The ABI used; 0 where the kernel has no Landlock (nothing was restricted).
     """
     abi = abi_version()
+    ruleset = _create(abi, rules)
+    if ruleset is not None:
+        try:
+            restrict_self(ruleset)
+        finally:
+            os.close(ruleset)
+    return abi
+
+
+def _create(abi: int, rules: Sequence[tuple[int, int]]) -> int | None:
     if abi == 0:
-        return 0
+        return None
     handled = handled_access(abi)
     attr = _RulesetAttr(handled, 0, _SCOPE_ABSTRACT_UNIX | _SCOPE_SIGNAL if abi >= 6 else 0)
     size = 8 if abi < 4 else 16 if abi < 6 else 24  # older kernels refuse a larger struct (E2BIG)
@@ -106,7 +121,7 @@ def restrict_to(rules: Sequence[tuple[int, int]]) -> int:
                 libc.SYS_landlock_add_rule, ruleset, 1, ctypes.byref(rule), 0,
                 name="landlock_add_rule",
             )  # fmt: skip
-        libc.syscall(libc.SYS_landlock_restrict_self, ruleset, 0, name="landlock_restrict_self")
-    finally:
+    except BaseException:
         os.close(ruleset)
-    return abi
+        raise
+    return ruleset

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # <linux/sched.h>
+CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -39,7 +39,7 @@ PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 # Numbers that are the same on every architecture since Linux 5.1 (the unified table), and seccomp's.
 SYS_open_tree, SYS_move_mount, SYS_mount_setattr = 428, 429, 442
 SYS_landlock_create_ruleset, SYS_landlock_add_rule, SYS_landlock_restrict_self = 444, 445, 446
-SYS_seccomp = {"x86_64": 317, "aarch64": 277, "riscv64": 277}.get(platform.machine(), 317)
+SYS_seccomp = {"x86_64": 317, "aarch64": 277, "riscv64": 277}.get(os.uname().machine, 317)
 
 
 class MountAttr(ctypes.Structure):
@@ -156,20 +156,3 @@ def ioctl(fd: int, request: int, argument: object) -> int:
     """ioctl(2)."""
     result = _libc.ioctl(fd, ctypes.c_ulong(request), argument)
     return _check(result, f"ioctl(fd, {request:#x})")
-
-
-def posix_spawn_call(name: str, *arguments: object) -> None:
-    """Call one of the posix_spawn_file_actions_… and posix_spawnattr_… functions of <spawn.h>."""
-    if code := getattr(_libc, name)(*arguments):
-        raise OSError(code, f"{name}: {os.strerror(code)}")
-
-
-def posix_spawn(
-    pid: ctypes.c_int, path: int, actions: object, attributes: object, argv: int, envp: int
-) -> int:
-    """posix_spawn(3) with addresses of its own; returns 0 or errno. Releases the lock of Python."""
-    address = ctypes.c_void_p
-    code: int = _libc.posix_spawn(
-        ctypes.byref(pid), address(path), actions, attributes, address(argv), address(envp)
-    )
-    return code

@@ -6,9 +6,6 @@ import asyncio
 import contextlib
 import errno
 import json
-import os
-import select
-import signal
 import socket
 import subprocess
 import sys
@@ -17,79 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import pid1
 from .cgroup import Cgroup
 from .command import Command, not_found
 from .descriptors import receive
 from .errors import SetupError
-from .gated import REGIONS, Arena, open_gate
-from .guard import Marks
+from .marks import Marks
 from .netns import DOORS
 from .plan import ORDER_BYTES, Plan
+from .started import Started
 
-
-class Started:
-    """A sandbox that is ready, as the gateway knows it.
-
-    Attributes:
-        number: Its name between gateway, keeper and zygote.
-        pidfd: Of its pid 1; readable when nothing is left of its pid namespace. pidfd_open(2).
-        gate: Opened to let its command execute. gated.py.
-        region: Where in the arena its command is written.
-        doors: Sockets of its way out, see netns.py; empty when it has none, or when somebody
-            has taken them.
-        master: Its terminal's other side; -1 without one.
-        cgroup: Where its usage is counted; None where no cgroup can be had.
-        end: What the zygote reports when the command has ended; {} when the zygote is gone.
-    """
-
-    def __init__(self, number: int, fds: Sequence[int], region: int, cgroup: Cgroup | None) -> None:
-        self.number = number
-        self.pidfd, self.gate = fds[:2]
-        self.doors = list(fds[2 : 2 + DOORS]) if len(fds) > DOORS else []
-        rest = fds[2 + len(self.doors) :]
-        self.master = rest[0] if rest else -1
-        self.region = region
-        self.cgroup = cgroup
-        self.end: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-
-    def kill(self) -> None:
-        """SIGKILL to pid 1, and so to everything in its pid namespace."""
-        if self.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-
-    def is_gone(self) -> bool:
-        """Whether its command has been reported and nothing is left of its pid namespace."""
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return self.end.done() and bool(poll.poll(0))
-
-    async def gone(self) -> None:
-        """Kill what is left and wait until nothing of it is."""
-        self.kill()
-        await self.end
-        if not self.is_gone():
-            loop = asyncio.get_running_loop()
-            ended = asyncio.Event()
-            loop.add_reader(self.pidfd, ended.set)
-            try:
-                await ended.wait()
-            finally:
-                loop.remove_reader(self.pidfd)
-
-    def close_doors(self) -> None:
-        """Close the doors that nobody has taken: nothing is let out."""
-        for fd in self.doors:
-            os.close(fd)
-        self.doors = []
-
-    def close(self) -> None:
-        """Close the descriptors."""
-        self.close_doors()
-        for fd in (self.pidfd, self.gate, self.master):
-            if fd >= 0:
-                os.close(fd)
-        self.pidfd = self.gate = self.master = -1
+_GONE = "the sandbox's keeper is gone; restart purple"
+# Descriptors in messages that nobody has read yet count against RLIMIT_NOFILE: unix(7), ETOOMANYREFS.
+_MAX_SPAWNING = 32
 
 
 class Link:
@@ -99,14 +36,14 @@ class Link:
         self._keeper: subprocess.Popen[bytes] | None = None
         self._to_keeper: socket.socket
         self._to_zygote: socket.socket
-        self._arena: Arena
-        self._arena_there = 0
-        self._regions = list(range(REGIONS - 1, -1, -1))
         self._numbers = 0
-        self._cgroup_version = 0
-        self._spawning: dict[int, tuple[int, asyncio.Future[Started]]] = {}
+        self._cgroups: dict[str, Any] = {}
+        self._groups = 0
+        self._free_groups: list[int] = []
+        self._spawning: dict[int, tuple[socket.socket, int, asyncio.Future[Started]]] = {}
         self._started: dict[int, Started] = {}
         self._wanted: deque[asyncio.Future[socket.socket]] = deque()  # see `socket_inside`
+        self._turns = asyncio.Semaphore(_MAX_SPAWNING)
         self._dead = False
 
     async def open(self, plan: Plan) -> dict[str, Any]:
@@ -127,11 +64,8 @@ class Link:
         for channel in (self._to_keeper, self._to_zygote):
             channel.setblocking(False)
         loop = asyncio.get_running_loop()
-        arena = Arena.create()
-        self._arena = Arena(arena)
-        socket.send_fds(self._to_keeper, [plan.to_json()], [ends.fileno(), arena])
+        socket.send_fds(self._to_keeper, [plan.to_json()], [ends.fileno()])
         ends.close()
-        os.close(arena)
         said = await loop.sock_recv(self._to_keeper, 1 << 16)
         hello: dict[str, Any] = json.loads(said or b'{"error": "the keeper died; see stderr"}')
         if "error" in hello:
@@ -139,8 +73,7 @@ class Link:
                 f"the sandbox could not be built: {hello['error']}; "
                 "run `purple doctor` to see what this host lacks"
             )
-        self._arena_there = hello["arena"]
-        self._cgroup_version = hello["cgroup"]["version"]
+        self._cgroups = hello["cgroup"]
         loop.add_reader(self._to_keeper, self._on_keeper)
         loop.add_reader(self._to_zygote, self._on_zygote)
         return hello
@@ -155,7 +88,6 @@ class Link:
             loop.remove_reader(channel)
             channel.close()
         self._lost()
-        self._arena.close()
         await asyncio.to_thread(keeper.wait)
 
     async def spawn(
@@ -171,42 +103,50 @@ class Link:
         Raises:
             SetupError: it could not be prepared, or keeper or zygote are gone.
         """
-        if self._dead or self._keeper is None:
-            raise SetupError("the sandbox's keeper is gone; restart purple")
-        if not self._regions:
-            raise SetupError(f"over {REGIONS} sandboxes at once; wait for some to end")
-        self._numbers += 1
-        number, region = self._numbers, self._regions.pop()
-        future = asyncio.get_running_loop().create_future()
-        self._spawning[number] = region, future
-        order = json.dumps({
-            "spawn": number, "region": region, "terminal": list(terminal),
-            "hide": marks.hide, "protect": marks.protect,
-        }).encode()  # fmt: skip
-        try:
-            if len(order) > ORDER_BYTES:
-                raise OSError(errno.EMSGSIZE, "filesystem.hide and .protect match too many paths")
-            socket.send_fds(self._to_keeper, [order], list(fds))
-        except OSError as error:
-            del self._spawning[number]
-            raise SetupError(f"the sandbox's keeper cannot be reached: {error}") from error
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            future.add_done_callback(self._unwanted)
-            raise
+        async with self._turns:
+            if self._dead or self._keeper is None:
+                raise SetupError(_GONE)
+            self._numbers += 1
+            number, group = self._numbers, self._take_group()
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            future = asyncio.get_running_loop().create_future()
+            self._spawning[number] = ours, group, future
+            order = json.dumps({
+                "spawn": number, "group": group, "terminal": list(terminal),
+                "hide": marks.hide, "protect": marks.protect,
+            }).encode()  # fmt: skip
+            try:
+                if len(order) > ORDER_BYTES:
+                    raise OSError(
+                        errno.EMSGSIZE, "filesystem.hide and .protect match too many paths"
+                    )
+                socket.send_fds(self._to_zygote, [order], [*fds, theirs.fileno()])
+            except OSError as error:
+                del self._spawning[number]
+                ours.close()
+                if group:
+                    self._free_groups.append(group)
+                raise SetupError(f"the sandbox's zygote cannot be reached: {error}") from error
+            finally:
+                theirs.close()
+            try:
+                return await asyncio.shield(future)
+            except asyncio.CancelledError:
+                future.add_done_callback(self._unwanted)
+                raise
 
     def launch(self, sandbox: Started, command: Command) -> None:
         """Let the sandbox's command execute. Raises `CommandNotFound` when it is too long (E2BIG)."""
         try:
-            self._arena.write(
-                sandbox.region, self._arena_there, command.program, command.argv,
-                command.environment,
+            sandbox.order(
+                pid1.order(
+                    command.program, command.argv, command.environment, command.directory,
+                    pid1.TERMINAL if sandbox.master >= 0 else "",
+                )
             )  # fmt: skip
         except OSError as error:
             raise not_found(command.argv[0], errno.errorcode[error.errno or 0]) from error
-        # Kept open until the end, so that the child finds a writer whenever it comes.
-        sandbox.gate = _replace(sandbox.gate, open_gate(sandbox.gate))
 
     def signal(self, sandbox: Started, number: int) -> None:
         """Send a signal to the command's process group; nothing when it has ended."""
@@ -242,12 +182,29 @@ class Link:
             future.set_exception(SetupError(f"no socket in the sandbox: {answer['error']}"))
 
     def gone(self, sandbox: Started) -> None:
-        """Give a sandbox that has ended back; its cgroup is removed."""
+        """Give a sandbox that has ended back."""
+        self._started.pop(sandbox.number, None)
         sandbox.close()
-        self._regions.append(sandbox.region)
-        if not self._dead and self._keeper is not None:
-            with contextlib.suppress(OSError):
-                self._to_keeper.send(b'{"gone": %d}' % sandbox.number)
+        if sandbox.cgroup is None or self._dead or self._keeper is None:
+            return
+        if sandbox.end.done() and sandbox.cgroup.reset():
+            self._free_groups.append(sandbox.group)
+        else:
+            self._tell_keeper({"remove": sandbox.group})
+
+    def _take_group(self) -> int:
+        """The number of a cgroup in which nothing runs; 0 where none can be had."""
+        if self._cgroups["version"] == 0:
+            return 0
+        if self._free_groups:
+            return self._free_groups.pop()
+        self._groups += 1
+        self._tell_keeper({"make": self._groups})  # at the same time as all else is prepared
+        return self._groups
+
+    def _tell_keeper(self, request: dict[str, int]) -> None:
+        with contextlib.suppress(OSError):
+            self._to_keeper.send(json.dumps(request).encode())
 
     def _unwanted(self, future: asyncio.Future[Started]) -> None:
         if not future.cancelled() and future.exception() is None:
@@ -256,29 +213,13 @@ class Link:
             sandbox.end.add_done_callback(lambda _: self.gone(sandbox))
 
     def _on_keeper(self) -> None:
-        try:
-            message, fds = receive(self._to_keeper, 1 << 16, 3 + DOORS)
-        except ConnectionResetError:
-            message, fds = b"", []
-        if not message:
-            asyncio.get_running_loop().remove_reader(self._to_keeper)
-            self._lost()
-            return
-        answer = json.loads(message)
-        region, future = self._spawning.pop(answer["spawned"])
-        if "error" in answer:
-            self._regions.append(region)
-            future.set_exception(SetupError(f"no sandbox could be started: {answer['error']}"))
-            return
-        paths = answer["cgroup"]
-        cgroup = Cgroup(self._cgroup_version, paths) if paths else None
-        started = Started(answer["spawned"], fds, region, cgroup)
-        self._started[started.number] = started
-        future.set_result(started)
+        self._to_keeper.recv(1)  # it says nothing more: this is its end
+        asyncio.get_running_loop().remove_reader(self._to_keeper)
+        self._lost()
 
     def _on_zygote(self) -> None:
         try:
-            message, fds = receive(self._to_zygote, 1 << 16, 1)
+            message, fds = receive(self._to_zygote, 1 << 16, 3 + DOORS)
         except ConnectionResetError:
             message, fds = b"", []
         if not message:
@@ -289,30 +230,41 @@ class Link:
         if "inside" in answer:
             self._on_socket(answer, fds)
             return
-        started = self._started.pop(answer["ended"], None)
-        if started is not None and not started.end.done():
-            started.end.set_result(answer)
+        if "ended" in answer:
+            if started := self._started.get(answer["ended"]):
+                started.watcher_says(
+                    answer["over"], answer["memory_peak_bytes"], answer["processes_peak"]
+                )
+            return
+        number = answer["spawned"]
+        control, group, future = self._spawning.pop(number)
+        version = self._cgroups["version"]
+        cgroup = Cgroup.of(version, self._cgroups["bases"], group) if group else None
+        if "error" in answer:
+            control.close()
+            if group:
+                self._tell_keeper({"remove": group})
+            future.set_exception(SetupError(f"no sandbox could be started: {answer['error']}"))
+            return
+        started = Started(number, fds, control, group, cgroup, watched=answer["watched"])
+        self._started[number] = started
+        future.set_result(started)
 
     def _lost(self) -> None:
         self._dead = True
-        for _, future in self._spawning.values():
+        for control, _, future in self._spawning.values():
+            control.close()
             if not future.done():
-                future.set_exception(SetupError("the sandbox's keeper is gone; restart purple"))
+                future.set_exception(SetupError(_GONE))
                 future.exception()  # looked at: whoever waited may have gone
         self._spawning.clear()
         for wanted in self._wanted:
             if not wanted.done():
-                wanted.set_exception(SetupError("the sandbox's keeper is gone; restart purple"))
+                wanted.set_exception(SetupError(_GONE))
         self._wanted.clear()
         for started in self._started.values():
-            if not started.end.done():
-                started.end.set_result({})
+            started.lost()
         self._started.clear()
-
-
-def _replace(old: int, new: int) -> int:
-    os.close(old)
-    return new
 
 
 def _program(fd: int) -> str:

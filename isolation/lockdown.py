@@ -1,9 +1,8 @@
-"""The order in which a sandbox is closed: by the thread that becomes it, and by its pid 1.
+"""The order in which a sandbox is closed: namespaces, mounts, then pid 1's own restrictions.
 
-Namespaces except the user's, capabilities, no_new_privs, Landlock and seccomp belong to a *thread*
-in Linux, when they are set by raw system calls: clone(2), landlock_restrict_self(2), seccomp(2).
-So a thread of the zygote gives them up for good and whatever it starts has none of them, while the
-zygote's main thread keeps what the next sandbox needs.
+The zygote's only thread enters new namespaces, prepares what is in them, starts their pid 1 there
+(pid1.py: no capabilities, Landlock, seccomp) and comes back. What it needs for the next sandbox, its
+capabilities, pid 1 has lost by being executed: capabilities(7).
 """
 
 from __future__ import annotations
@@ -11,104 +10,114 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from typing import NoReturn
+from collections.abc import Sequence
 
-from . import capabilities, landlock, libc, seccomp
-from .mounts import mount_proc
+from . import landlock, libc, pid1
 from .netns import loopback_up
 from .plan import HOME, PRIVATE, Plan
 
-# pid 1 does nothing but wait for the end of a pipe that does not end. It is no Python, because its
-# memory is a cost of every sandbox that waits; and no shell, which would catch SIGCHLD: that is
-# ignored, so that the kernel reaps what is orphaned to it (sigaction(2), SA_NOCLDWAIT). The command
-# itself is never pid 1, which the kernel shields from its own signals (pid_namespaces(7)).
-_PID_1 = ("/bin/cat", "/usr/bin/cat", "/run/current-system/sw/bin/cat")
+_SIGNALS = [int(number) for number in signal.valid_signals()]
 
 
-def enter_namespaces(network: int | None) -> None:
-    """Give the calling thread namespaces of its own; the next child is pid 1 of its pid namespace.
+class Home:
+    """The zygote's own mount and pid namespaces, to come back to. Needs /proc of its own."""
 
-    Args:
-        network: A network namespace to enter, in which nothing runs any more; None makes one. The
-            kernel makes and destroys a few hundred a second at the most, so those of one zygote,
-            which have nothing but a loopback, are used again.
-    """
-    libc.unshare(
-        libc.CLONE_NEWNS
-        | libc.CLONE_NEWIPC
-        | libc.CLONE_NEWUTS
-        | libc.CLONE_NEWCGROUP
-        | libc.CLONE_NEWPID
-        | (libc.CLONE_NEWNET if network is None else 0)
-    )
-    socket.sethostname("purple")
-    os.umask(0o022)  # the thread's own since it has mounts of its own
-    if network is None:
-        loopback_up()
-        # Else a port that one sandbox has used would be taken for the next one's minute: tcp(7).
-        with open("/proc/sys/net/ipv4/tcp_max_tw_buckets", "w") as file:
-            file.write("0")
-    else:
-        libc.setns(network, libc.CLONE_NEWNET)
+    def __init__(self) -> None:
+        self._mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        self._pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        os.umask(0o022)
 
+    def leave(self, network: int | None) -> None:
+        """Enter new namespaces; the next child is pid 1 of its pid namespace.
 
-def fork_pid_1(plan: Plan) -> tuple[int, int]:
-    """Fork pid 1, which mounts /proc, locks itself down and becomes a minimal reaper.
+        Args:
+            network: A network namespace to enter, in which nothing runs any more; None makes one.
+                The kernel makes and destroys a few hundred a second at the most, so those of one
+                zygote are used again where they have nothing but a loopback.
+        """
+        libc.unshare(
+            libc.CLONE_NEWNS
+            | libc.CLONE_NEWIPC
+            | libc.CLONE_NEWUTS
+            | libc.CLONE_NEWCGROUP
+            | libc.CLONE_NEWPID
+            | (libc.CLONE_NEWNET if network is None else 0)
+        )
+        socket.sethostname("purple")
+        if network is None:
+            loopback_up()
+            # Else a port that one sandbox has used would be taken for the next one's minute: tcp(7).
+            with open("/proc/sys/net/ipv4/tcp_max_tw_buckets", "w") as file:
+                file.write("0")
+        else:
+            libc.setns(network, libc.CLONE_NEWNET)
 
-    /proc shows the pid namespace of the process that mounts it: that is why pid 1 does it.
+    def come_back(self) -> None:
+        """Be in the zygote's own mounts again, and let the next sandbox have a pid namespace.
 
-    Returns:
-        Its pid, in the zygote's namespace, and a descriptor for `await_pid_1`.
-    """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
-        _become_pid_1(plan, writer)
-    os.close(writer)
-    return pid, reader
-
-
-def await_pid_1(report: int) -> None:
-    """Wait until pid 1 has mounted /proc and is locked down.
-
-    Raises:
-        OSError: with what pid 1 said.
-    """
-    with os.fdopen(report, "rb") as file:
-        said = file.read()  # until execve closes the other end
-    if said:
-        raise OSError(f"pid 1: {said.decode(errors='replace')}")
+        Raises:
+            RuntimeError: it cannot; the zygote is of no more use.
+        """
+        try:
+            libc.setns(self._mounts, libc.CLONE_NEWNS)
+            libc.setns(self._pids, libc.CLONE_NEWPID)
+        except OSError as error:
+            raise RuntimeError("the zygote cannot come back from a sandbox") from error
 
 
-def _become_pid_1(plan: Plan, report: int) -> NoReturn:
-    try:
-        mount_proc(held_by_landlock=landlock.abi_version() > 0)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        stdin, keep = os.pipe2(os.O_CLOEXEC)
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        for fd, target in ((stdin, 0), (null, 1), (null, 2)):
-            os.dup2(fd, target)
-        os.set_inheritable(keep, True)  # held by itself, so it never sees its end
-        capabilities.drop_all()
-        landlock.restrict_self(["/"], ["/dev/null"])
-        seccomp.load_filter(plan.bpf)
-        os.execve(next(filter(os.path.exists, _PID_1), _PID_1[0]), ["cat"], {})
-    except BaseException as error:  # it must never return into the zygote that it was forked from
-        os.write(report, f"{type(error).__name__}: {error}".encode())
-    os._exit(1)
-
-
-def lock_down(plan: Plan) -> None:
-    """Give up, for this thread and all that it starts: privilege, paths, system calls.
-
-    The zygote has emptied the bounding set and set no_new_privs before.
-    """
-    os.chdir(plan.workspace or HOME)
-    capabilities.drop_all()
+def create_ruleset(plan: Plan) -> int | None:
+    """The view once more, for Landlock; None where there is none. Call when all is mounted."""
     write = [*PRIVATE, "/dev", *plan.write]
     if plan.workspace is not None and plan.workspace_writable:
         write.append(plan.workspace)
-    landlock.restrict_self(["/"], write)
-    seccomp.load_filter(plan.bpf)
+    return landlock.create_ruleset(["/"], write)
+
+
+def start_pid_1(plan: Plan, fds: Sequence[int | str], ruleset: int | None, bpf: int) -> int:
+    """Start pid 1 of the namespaces entered last, in the command's working directory.
+
+    Args:
+        plan: The policy's.
+        fds: The command's stdin, stdout, stderr, each a descriptor or a path to open, and pid 1's
+            socket to the gateway. Descriptors are above pid1.FILTER.
+        ruleset: From `create_ruleset`.
+        bpf: A file that holds the seccomp filter; above pid1.FILTER.
+
+    Returns:
+        Its pid, in the zygote's namespace.
+    """
+    os.chdir(plan.workspace or HOME)
+    if not os.path.exists(pid1.PATH):
+        return _fork_pid_1(plan, fds, ruleset)
+    actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]] = []
+    for target, source in enumerate([*fds, ruleset, bpf]):
+        if isinstance(source, int):
+            actions.append((os.POSIX_SPAWN_DUP2, source, target))
+        elif source is not None:
+            actions.append((os.POSIX_SPAWN_OPEN, target, source, os.O_RDWR | os.O_NOCTTY, 0))
+    # Its count of arguments says whether there is a ruleset.
+    argv = ["init"] if ruleset is not None else ["init", "no-landlock"]
+    # Whatever Python ignores or handles goes back to the default; nothing stays blocked.
+    return os.posix_spawn(
+        pid1.PATH, argv, {}, file_actions=actions, setsigdef=_SIGNALS, setsigmask=[]
+    )
+
+
+def _fork_pid_1(plan: Plan, fds: Sequence[int | str], ruleset: int | None) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        for number in _SIGNALS:
+            if number not in (signal.SIGKILL, signal.SIGSTOP):
+                signal.signal(number, signal.SIG_DFL)
+        for target, source in enumerate([*fds, ruleset]):
+            if source is not None:
+                opened = (
+                    source if isinstance(source, int) else os.open(source, os.O_RDWR | os.O_NOCTTY)
+                )
+                os.dup2(opened, target)
+        os.closerange(pid1.RULESET + 1, os.sysconf("SC_OPEN_MAX"))
+        pid1.serve(plan.bpf, restricted=ruleset is not None)
+    finally:
+        os._exit(1)

@@ -10,11 +10,11 @@ import errno
 import os
 import signal
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from . import libc
+from . import libc, pid1
 from .errors import SetupError
-from .guard import Marks
+from .marks import Marks
 from .plan import AUTHORITY, BUNDLES, DEVICES, HOME, PRIVATE, TRUSTED, Plan
 
 _STAGE = "/tmp"
@@ -85,10 +85,9 @@ def build_root(plan: Plan, *, owner_id: int | None) -> None:
         if not os.path.lexists(_STAGE + path):
             os.symlink(target, _STAGE + path)
     for path, text in plan.files.items():
-        os.makedirs(os.path.dirname(_STAGE + path), exist_ok=True)
-        with open(_STAGE + path, "w") as file:
-            file.write(text)
-        os.chmod(_STAGE + path, 0o444)
+        _write_file(path, text.encode(), 0o444)
+    if program := pid1.executable():
+        _write_file(pid1.PATH, program, 0o555)
     if plan.authority:
         _add_authority(plan.authority)
     os.makedirs(f"{_STAGE}/.old", exist_ok=True)
@@ -98,6 +97,14 @@ def build_root(plan: Plan, *, owner_id: int | None) -> None:
     os.rmdir("/.old")
 
 
+def _write_file(path: str, data: bytes, mode: int) -> None:
+    """Make a file of the view."""
+    os.makedirs(os.path.dirname(_STAGE + path), exist_ok=True)
+    with open(_STAGE + path, "wb") as file:
+        file.write(data)
+    os.chmod(_STAGE + path, mode)
+
+
 def _add_authority(certificate: str) -> None:
     """Let the view trust `certificate`: a bundle of its own, laid over the host's in the view."""
     host = next((path for path in BUNDLES if os.path.isfile(path)), None)
@@ -105,26 +112,30 @@ def _add_authority(certificate: str) -> None:
     if host is not None:
         with open(host) as file:
             trusted = file.read()
-    os.makedirs(os.path.dirname(_STAGE + TRUSTED), exist_ok=True)
     for path, text in ((TRUSTED, f"{trusted}\n{certificate}"), (AUTHORITY, certificate)):
-        with open(_STAGE + path, "w") as file:
-            file.write(text)
-        os.chmod(_STAGE + path, 0o444)
+        _write_file(path, text.encode(), 0o444)
     for path in BUNDLES:
         # Not through a link: its target is mounted over itself, or is not in the view.
         if os.path.realpath(path) == path and os.path.isfile(_STAGE + path):
             _attach(_tree(_STAGE + TRUSTED, _BIND_READ_ONLY), _STAGE + path)
 
 
-def mount_proc(*, held_by_landlock: bool) -> None:
-    """Mount /proc, /proc/sys read-only. Must run as pid 1: /proc shows its pid namespace.
+def mount_proc(pid_1: int, *, held_by_landlock: bool) -> None:
+    """Mount /proc of the pid namespace that `pid_1` is pid 1 of; /proc/sys read-only.
 
     Args:
+        pid_1: A child of ours, in our pid namespace's numbers.
         held_by_landlock: Whether Landlock denies all writing below /proc. Where it does not, what
             concerns the whole host is mounted read-only or hidden, too.
     """
     safe = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
-    libc.mount("proc", "/proc", "proc", safe)
+    try:
+        libc.mount("proc", "/proc", "proc", safe, f"pidns=/proc/{pid_1}/ns/pid")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # Before Linux 6.17 it is always the pid namespace of the process that mounts it.
+        _in_child(lambda: libc.mount("proc", "/proc", "proc", safe))
     _remount_read_only("/proc/sys")
     if held_by_landlock:
         return
@@ -134,6 +145,23 @@ def mount_proc(*, held_by_landlock: bool) -> None:
     for name in ("kcore", "keys", "timer_list", "kallsyms"):
         if os.path.exists(f"/proc/{name}"):
             libc.mount("/dev/null", f"/proc/{name}", None, libc.MS_BIND)
+
+
+def _in_child(act: Callable[[], None]) -> None:
+    """Do something in a process of the pid namespace that our children are in."""
+    pid = os.fork()
+    if pid == 0:
+        code = errno.EIO
+        try:
+            act()
+            code = 0
+        except OSError as error:
+            code = error.errno or code
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    if code := os.waitstatus_to_exitcode(status):
+        raise OSError(abs(code), f"in a child: {os.strerror(abs(code))}")
 
 
 def mount_private(plan: Plan, marks: Marks) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
 from .errors import SetupError
-from .guard import Marks
-from .link import Link, Started
-from .streams import Output
+from .link import Link
+from .marks import Marks
+from .started import Started
+from .streams import Output, send_all
 
 _IDLE_SECONDS = 30.0  # after that the pool shrinks by one
 _REFILL_SECONDS = 0.002  # a replacement must not compete with the call that it replaces
@@ -40,22 +41,7 @@ class Ready:
         """Write all of `data` and close; what the command does not read is lost with it."""
         fd, self.stdin = self.stdin, -1
         os.set_blocking(fd, False)
-        loop = asyncio.get_running_loop()
-        rest = memoryview(data)
-
-        def more() -> None:
-            nonlocal rest
-            try:
-                rest = rest[os.write(fd, rest) :]
-            except BlockingIOError:
-                return
-            except BrokenPipeError:
-                rest = rest[:0]
-            if not rest:
-                loop.remove_writer(fd)
-                os.close(fd)
-
-        loop.add_writer(fd, more)
+        send_all(fd, data, lambda: os.close(fd))
 
     def close(self) -> None:
         """Close every pipe; everything inside must have ended."""

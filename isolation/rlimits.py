@@ -31,7 +31,7 @@ def rusage(used: resource.struct_rusage) -> dict[str, Any]:
     }
 
 
-def filled_bytes(path: str) -> int:
-    """How much of the file system at `path` is taken."""
-    found = os.statvfs(path)
+def filled_bytes(place: str | int) -> int:
+    """How much of the file system at `place`, a path or descriptor, is taken."""
+    found = os.statvfs(place)
     return (found.f_blocks - found.f_bfree) * found.f_frsize

@@ -2,8 +2,8 @@
 
 Theory of operation
     The engine holds a keeper with its zygote (link.py) and sandboxes that are ready (pool.py):
-    locked down, in their cgroup, their command held at its gate. A run takes one, has its gate
-    opened, and asks for a replacement. The result is returned when the kernel says that the whole
+    locked down, in their cgroup, their pid 1 waiting for its order. A run takes one, sends the
+    order, and asks for a replacement. The result is returned when the kernel says that the whole
     pid namespace is gone. Whoever stops waiting kills it. A file operation goes to a sandbox whose
     command has been launched already: an interpreter that holds fileops.py and waits for one
     request on its stdin.
@@ -28,13 +28,15 @@ from . import inside
 from .command import Command, not_found, resolve
 from .enforcement import Enforcement, enforcement_of
 from .errors import CommandNotFound, EnforcementError, OperationError, SetupError
-from .guard import Guard, Marks
+from .guard import Guard
 from .limits import Ended, reached, tail
-from .link import Link, Started
+from .link import Link
+from .marks import Marks
 from .plan import Plan, compile_plan
 from .pool import Pool, Ready, prepare
 from .result import Reason, Result
 from .seccomp import compile_operation_filter
+from .started import Started
 from .streams import OnOutput
 from .usage import Counters, merge
 from .view import View
@@ -374,8 +376,7 @@ class Engine:
             end, timed_out = await _end(started, limit)
         finally:
             # Shielded: a caller that is cancelled again must not leave the sandbox behind.
-            if not started.is_gone():
-                await asyncio.shield(started.gone())
+            await asyncio.shield(started.gone())
             counters = self._count(started)
             connections = await asyncio.shield(self._close_gate(started))
             moved = self._guard.move_aside(ready.marks)
@@ -468,3 +469,5 @@ async def _end(started: Started, limit: float | None) -> tuple[dict[str, Any], b
 def _refused(end: Mapping[str, Any], name: str) -> None:
     if code := end.get("refused"):
         raise not_found(name, code)
+    if error := end.get("error"):
+        raise SetupError(f"the sandbox could not be closed: {error}")

@@ -15,8 +15,6 @@ import tempfile
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from . import libc
-
 if TYPE_CHECKING:
     from ..policies import Policy, SyscallRule
 
@@ -136,7 +134,7 @@ FLOOR = tuple(
         "vhangup",
     ]
 )
-# What posix_spawn(3) and the sandbox's pid 1 need; a policy that denies one could start nothing.
+# What pid 1 and loaders need; a policy that denies one could start nothing.
 ESSENTIAL = frozenset(
     [
         "clone",
@@ -359,8 +357,3 @@ def _constant(value: int | str) -> int:
         raise ValueError(
             f"syscalls.rules: {value!r} is neither a number nor AF_… or SOCK_…"
         ) from None
-
-
-def load_filter(program: bytes) -> None:
-    """Install `program` for this thread and its children, for good."""
-    libc.seccomp(program)

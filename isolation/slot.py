@@ -1,84 +1,21 @@
-"""One sandbox as the zygote sees it: a thread, a pid 1, and a command held at its gate."""
+"""One sandbox as the zygote sees it: namespaces with a pid 1 that waits for its order."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import resource
 import signal
-import threading
-from collections.abc import Generator
+from collections.abc import Sequence
 from typing import Any
 
-from .gated import GatedProcess, last_pid, unknown_child
-from .guard import Marks
-from .lockdown import await_pid_1, enter_namespaces, fork_pid_1, lock_down
-from .mounts import mount_private, seal_root
+from .lockdown import Home, create_ruleset, start_pid_1
+from .marks import Marks
+from .mounts import mount_private, mount_proc, seal_root
 from .netns import open_doors
+from .pid1 import TERMINAL
 from .plan import Plan
-from .rlimits import filled_bytes, rusage, set_limit
-
-
-class Births:
-    """Lets one thread at a time have a child, so that the main thread knows whose it is.
-
-    A thread that spawns at the gate is suspended: only the main thread can find the child's pid.
-    """
-
-    def __init__(self) -> None:
-        self.fd, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._turn = threading.Lock()
-        self._known: set[int] = set()
-        self._after = 0
-        self.expected: Slot | None = None
-        self._failed: list[Slot] = []
-
-    @contextlib.contextmanager
-    def turn(self) -> Generator[None]:
-        """Hold others back while a child is made whose pid is told by fork(2)."""
-        with self._turn:
-            yield
-
-    def add(self, pid: int) -> None:
-        """Take note of a child."""
-        self._known.add(pid)
-
-    def remove(self, pid: int) -> None:
-        """A child has been reaped; its pid may come again."""
-        self._known.discard(pid)
-
-    def expect(self, slot: Slot) -> None:
-        """Announce that `slot`'s thread spawns next; its turn ends when the main thread has it."""
-        self._turn.acquire()
-        self._after = last_pid()
-        self.expected = slot
-        os.write(self._wake, b"x")
-
-    def fail(self, slot: Slot) -> None:
-        """Announce that `slot` could not be prepared."""
-        self._failed.append(slot)
-        os.write(self._wake, b"x")
-
-    def drain(self) -> None:
-        """Empty the pipe that woke the main thread."""
-        os.read(self.fd, 4096)
-
-    def found(self) -> list[Slot]:
-        """Slots that have a command now, or an error. Called by the main thread."""
-        slots, self._failed = self._failed, []
-        if (slot := self.expected) is not None:
-            pid = unknown_child(self._after, self._known)
-            if pid is None and slot.spawned.is_set():
-                slot.error = slot.error or f"posix_spawn: {os.strerror(slot.code)}"
-            if pid is not None or slot.error:
-                if pid is not None:
-                    self._known.add(pid)
-                    slot.command = pid
-                self.expected = None
-                self._turn.release()
-                slots.append(slot)
-        return slots
+from .rlimits import set_limit
 
 
 class Slot:
@@ -86,178 +23,145 @@ class Slot:
 
     Attributes:
         number: The gateway's name for it.
-        command, pid_1: Pids in the zygote's namespace; 0 before they exist.
+        pid_1: Its pid in the zygote's namespace; 0 before it exists.
+        pidfd: Of pid 1; -1 before it exists.
         network: Descriptor of its network namespace; -1 before it exists.
         doors: Descriptors of its way out, for the gateway; empty when it has none. netns.py.
-        error: Why it could not be prepared; "" when it was.
-        code: What posix_spawn returned: 0, or the errno of execve.
+        group: Its cgroup's number; 0 for none.
         over, memory_peak_bytes, processes_peak: The watcher's; `over` names the limit for which it
             killed the sandbox, "" when it did not.
     """
 
-    def __init__(self, order: dict[str, Any], fds: tuple[int, int, int], address: int) -> None:
-        self.number: int = order["fork"]
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.number: int = order["spawn"]
+        self.group: int = order["group"]
         self._terminal: list[int] = order["terminal"]
         self._marks = Marks(hide=tuple(order["hide"]), protect=tuple(order["protect"]))
-        self.command = self.pid_1 = 0
-        self.error = ""
-        self.code = 0
+        self.pid_1 = 0
+        self.pidfd = self.network = -1
+        self.doors: list[int] = []
         self.over = ""
         self.memory_peak_bytes = self.processes_peak = 0
-        self._thread = 0
-        self._used: dict[str, Any] = {}
-        self.spawned = threading.Event()
-        self._reported = threading.Event()
-        self.pidfds: list[int] = []
-        self._fds = fds
-        self._address = address
-        self.network = -1
-        self.doors: list[int] = []
-        self._master = self._inner = -1
-        self._gated: GatedProcess | None = None
-        self._births: Births | None = None
-        self._status: dict[bool, int] = {}
-        self._alive: set[int] = set()
-        self._told = False
+        self._mounts = self._private = self._master = -1
 
-    def prepare(self, plan: Plan, births: Births, network: int | None) -> None:
-        """Become the sandbox. Runs in a thread of its own and ends after `release`."""
-        self._births = births
+    def prepare(
+        self, plan: Plan, home: Home, network: int | None, fds: Sequence[int], bpf: int
+    ) -> None:
+        """Build it. Raises OSError; `abandon` undoes what had been done.
+
+        Args:
+            plan: The policy's.
+            home: Where to come back to.
+            network: A network namespace to use again; None makes one.
+            fds: The command's stdin, stdout and stderr, and pid 1's socket to the gateway.
+            bpf: A file that holds the seccomp filter.
+        """
+        ruleset = inner = None
+        if network is not None:
+            self.network = network
         try:
-            enter_namespaces(network)
-            self._thread = threading.get_native_id()
-            own = f"/proc/self/task/{self._thread}/ns/net"
-            self.network = os.open(own, os.O_RDONLY | os.O_CLOEXEC) if network is None else network
+            home.leave(network)
+            # By way of our own /proc, which is here until the sandbox's covers it.
+            if network is None:
+                self.network = _namespace("net")
             if plan.network:
                 self.doors = open_doors()
+            # The last to leave mounts takes them down, which takes the kernel longer than a short
+            # command runs. Let that be us, when the end has been told.
+            self._mounts = _namespace("mnt")
             mount_private(plan, self._marks)
-            with births.turn():
-                self.pid_1, report = fork_pid_1(plan)
-                births.add(self.pid_1)
-            await_pid_1(report)
-            seal_root()
-            fds: list[int | None] = list(self._fds)
-            name = None
+            self._private = os.open("/tmp", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            sources: list[int | str] = list(fds)
             if self._terminal:
-                self._master, self._inner = os.openpty()
-                name = os.ttyname(self._inner)
+                self._master, inner = os.openpty()
                 for index in self._terminal:
-                    fds[index] = None
-            self._gated = GatedProcess(fds, self._address, "/tmp", name)
-            lock_down(plan)
-            births.expect(self)
-        except BaseException as error:
-            self.error = f"{type(error).__name__}: {error}"
-            births.fail(self)
-            return
-        self.code = self._gated.spawn()
-        self.spawned.set()
-        # The last to leave a namespace takes it down, which takes the kernel longer than a short
-        # command runs. Let it be this thread, when the end has been reported.
-        self._reported.wait()
+                    sources[index] = TERMINAL
+            ruleset = create_ruleset(plan)
+            self.pid_1 = start_pid_1(plan, sources, ruleset, bpf)
+            self.pidfd = os.pidfd_open(self.pid_1)
+            mount_proc(self.pid_1, held_by_landlock=ruleset is not None)
+            seal_root()
+        finally:
+            home.come_back()
+            for fd in (ruleset, inner):
+                if fd is not None:
+                    os.close(fd)
 
-    def limit(self, plan: Plan, rlimits: bool) -> None:
-        """Set the command's rlimits, and take hold of both processes: setrlimit(2), pidfd_open(2)."""
-        set_limit(self.command, resource.RLIMIT_CORE, 0)
-        set_limit(self.command, resource.RLIMIT_NOFILE, plan.open_files)
-        set_limit(self.command, resource.RLIMIT_FSIZE, plan.disk_bytes)
-        if rlimits:
-            set_limit(self.command, resource.RLIMIT_DATA, plan.memory_bytes)
+    def limit(self, plan: Plan, files: Sequence[int], open_files: tuple[int, int]) -> None:
+        """Hold pid 1, and so whatever it starts, by cgroup or else by rlimits.
+
+        Args:
+            plan: The policy's.
+            files: cgroup.procs of its cgroup, open for writing; empty where there is none.
+            open_files: RLIMIT_NOFILE, soft and hard, where the plan has none.
+        """
+        for fd in files:
+            os.write(fd, str(self.pid_1).encode())
+        set_limit(self.pid_1, resource.RLIMIT_CORE, 0)
+        resource.prlimit(self.pid_1, resource.RLIMIT_NOFILE, open_files)
+        set_limit(self.pid_1, resource.RLIMIT_NOFILE, plan.open_files)
+        set_limit(self.pid_1, resource.RLIMIT_FSIZE, plan.disk_bytes)
+        if not files:
+            set_limit(self.pid_1, resource.RLIMIT_DATA, plan.memory_bytes)
             if plan.processes is not None:  # the user's other processes count, too
-                set_limit(self.command, resource.RLIMIT_NPROC, plan.processes + 64)
-        self.pidfds = [os.pidfd_open(self.pid_1), os.pidfd_open(self.command)]
-        self._alive = {self.pid_1, self.command}
-        for fd in self._fds:
-            os.close(fd)
+                set_limit(self.pid_1, resource.RLIMIT_NPROC, plan.processes + 64)
 
     def handed_out(self) -> list[int]:
-        """Descriptors for the keeper: pidfds of pid 1 and command, gate, doors, and terminal's master."""
-        assert self._gated is not None
-        master = [self._master] if self._master >= 0 else []
-        return [*self.pidfds, self._gated.gate, *self.doors, *master]
+        """Descriptors for the gateway: pidfd of pid 1, its /tmp, doors, and terminal's master."""
+        return [
+            self.pidfd,
+            self._private,
+            *self.doors,
+            *([self._master] if self._master >= 0 else []),
+        ]
+
+    def handed_over(self) -> None:
+        """Close our copies of what from now on is the gateway's alone."""
+        for fd in (*self.doors, self._private):
+            if fd >= 0:
+                os.close(fd)
+        self.doors, self._private = [], -1
+
+    def kill(self) -> None:
+        """SIGKILL to pid 1, and so to everything in its pid namespace."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def forward(self, number: int) -> None:
-        """Send a signal to the command's process group."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.command, number)
-
-    def ended(self, fd: int) -> None:
-        """Reap the process that `fd` says has ended; with the command, pid 1 is ended, too."""
-        command = fd == self.pidfds[1]
-        os.close(fd)
-        pid = self.command if command else self.pid_1
-        with contextlib.suppress(ChildProcessError):  # posix_spawn reaps what could not execute
-            _, self._status[command], used = os.wait4(pid, 0)
-            if command:
-                self._used = rusage(used)
-        self._alive.discard(pid)
-        if self.pid_1 in self._alive:
-            # Its end is the end of all that is left in its namespace; the gateway waits for it.
-            os.kill(self.pid_1, signal.SIGKILL)
-
-    @property
-    def to_report(self) -> bool:
-        """Whether the command has ended and nobody has been told."""
-        return self.command not in self._alive and not self._told
-
-    @property
-    def dead(self) -> bool:
-        """Whether command and pid 1 have both ended."""
-        return not self._alive
+        """Send a signal to the command's process group; nothing when it has none."""
+        if command := _first_child(self.pid_1):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(command, number)
 
     def release(self) -> None:
-        """Let the sandbox's thread go, and its namespaces with it. Call when it is `dead`."""
-        self._reported.set()
-        self.close()
+        """Reap pid 1, which has ended, and let its namespaces go but the network's."""
+        os.waitpid(self.pid_1, 0)
+        for fd in (self.pidfd, self._mounts, self._master):
+            if fd >= 0:
+                os.close(fd)
 
     def abandon(self) -> None:
-        """Undo a preparation that failed."""
+        """End what `prepare` or `limit` has left, after an error."""
         if self.pid_1:
             os.kill(self.pid_1, signal.SIGKILL)
             os.waitpid(self.pid_1, 0)
-        for fd in self._fds:
-            os.close(fd)
-        self.close()
-
-    def close(self) -> None:
-        """Close the gate and the terminal, and forget the pids."""
-        if self._gated is not None:
-            self._gated.close()
-        if self._births is not None:
-            for pid in (self.command, self.pid_1):
-                self._births.remove(pid)
-        for fd in (self._master, self._inner):
+        self.handed_over()
+        for fd in (self.pidfd, self.network, self._mounts, self._master):
             if fd >= 0:
                 os.close(fd)
-        self.close_doors()
 
-    def close_doors(self) -> None:
-        """Close our copies of the doors: from now on they are the gateway's alone."""
-        for fd in self.doors:
-            os.close(fd)
-        self.doors = []
 
-    def report(self) -> dict[str, Any]:
-        """What the gateway hears when the command has ended. Call once."""
-        self._told = True
-        self.spawned.wait()
-        if self.code:
-            return {"ended": self.number, "refused": errno.errorcode[self.code]}
-        return {
-            "ended": self.number,
-            "status": self._status.get(True),
-            "over": self.over,
-            **self._account(),
-        }
+def _namespace(name: str) -> int:
+    return os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
 
-    def _account(self) -> dict[str, Any]:
-        used = dict(self._used)
-        # As large as the largest process, or as all of them when they were looked at.
-        largest = used.get("memory_peak_bytes", 0)
-        used["memory_peak_bytes"] = max(largest, self.memory_peak_bytes) or None
-        used["processes_peak"] = self.processes_peak or None
-        with contextlib.suppress(
-            OSError
-        ):  # the thread is there, and so is its view, until `release`
-            used["disk_bytes"] = filled_bytes(f"/proc/self/task/{self._thread}/root/tmp")
-        return used
+
+def _first_child(pid_1: int) -> int | None:
+    """The oldest child of a pid 1 and so its command: what is orphaned to it is younger."""
+    children: list[tuple[int, int]] = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError, IndexError):
+            with open(f"/proc/{name}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+            if int(fields[1]) == pid_1:
+                children.append((int(fields[19]), int(name)))  # starttime: proc_pid_stat(5)
+    return min(children)[1] if children else None

@@ -12,6 +12,38 @@ OnOutput = Callable[[Name, bytes], None]
 _CHUNK_BYTES = 1 << 18
 
 
+def send_all(fd: int, data: bytes, done: Callable[[], None]) -> None:
+    """Write all of `data` as fast as the other side takes it; then call `done`, which may close `fd`.
+
+    Args:
+        fd: Non-blocking. What its other side does not read is lost with it.
+        data: Anything.
+        done: Called when all is written or nobody reads any more; may be at once.
+    """
+    loop = asyncio.get_running_loop()
+    rest = memoryview(data)
+
+    def more() -> bool:
+        nonlocal rest
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:
+            pass
+        except (BrokenPipeError, ConnectionResetError):
+            rest = rest[:0]
+        return not rest
+
+    def writable() -> None:
+        if more():
+            loop.remove_writer(fd)
+            done()
+
+    if more():
+        done()
+    else:
+        loop.add_writer(fd, writable)
+
+
 class Output:
     """One pipe.
 
@@ -50,7 +82,8 @@ class Output:
 
     def close(self) -> None:
         """Close both ends."""
-        asyncio.get_running_loop().remove_reader(self._reader)
+        if self._open:
+            asyncio.get_running_loop().remove_reader(self._reader)
         os.close(self._reader)
         self.close_writer()
 

@@ -26,6 +26,14 @@ class Counters:
     read_bytes: int | None = None
     written_bytes: int | None = None
 
+    @property
+    def resettable(self) -> bool:
+        """Whether nothing was counted that cgroup v1 lets nobody set back; one process is."""
+        met = (self.oom_kills, self.processes_refused, self.throttled_seconds)
+        return (
+            not any((*met, self.read_bytes, self.written_bytes)) and (self.processes_peak or 0) <= 1
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:

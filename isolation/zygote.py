@@ -1,55 +1,50 @@
 """The zygote: a policy's namespaces and root view, built once; every sandbox starts from it.
 
 Theory of operation
-    The zygote is pid 1 of a pid namespace of its own, so that its death is its sandboxes' death.
-    For a sandbox, a thread of it enters fresh namespaces, forks their pid 1, locks itself down
-    (lockdown.py) and spawns the command-to-be, held at its gate (gated.py). Thread and command are
-    suspended there; the sandbox is ready. The main thread stays unlocked. It finds the command's
-    pid, sets its rlimits, and tells the keeper, which moves both processes into their cgroup. The
-    gateway writes the command into the shared arena and opens the gate, without us. The end of a
-    command kills pid 1, which takes whatever is left in the pid namespace along, and
-    is reported to the gateway, which sees the end of pid 1 by its pidfd.
+    The zygote is pid 1 of a pid namespace of its own, so that its death is its sandboxes' death. It
+    has one thread and serves one request after the other. For a sandbox it enters fresh namespaces,
+    mounts what is private, starts their pid 1 (pid1.py) with its limits, comes back to its own, and
+    hands pid 1's pidfd to the gateway, which from then on deals with pid 1 directly: it sends the
+    order, kills, hears of the end. All that is left for the zygote is to reap pid 1, and to keep
+    the network namespace for the next sandbox: everything that ran in it is gone by then.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import socket
-import sys
-import threading
 
-from . import capabilities, libc
+from . import capabilities, libc, pid1
+from .cgroup import MAX_FILES
 from .descriptors import receive
 from .errors import SetupError
-from .gated import Arena, region_address
+from .lockdown import Home
 from .mounts import build_root
 from .netns import probe_doors, socket_inside
+from .oom import OutOfMemory
 from .plan import ORDER_BYTES, UNUSED_ID, Plan
-from .slot import Births, Slot
+from .slot import Slot
 from .watcher import Watcher
-
-_BIRTH_POLL_SECONDS = 0.0002  # how often a thread's child is looked for while one is being born
-_STACK_BYTES = 256 << 10
 
 
 def become_zygote(
-    keeper: socket.socket, gateway: socket.socket, arena: int, plan: Plan, *, rlimits: bool
+    keeper: socket.socket, gateway: socket.socket, plan: Plan, *, rlimits: bool
 ) -> None:
     """Turn this forked process into the zygote and serve keeper and gateway; never returns.
 
     Args:
-        keeper: Asks for sandboxes and hands their descriptors in; SOCK_SEQPACKET.
-        gateway: Hears of the ends of commands and sends signals to them; SOCK_SEQPACKET.
-        arena: Descriptor of the memory in which the gateway writes commands.
+        keeper: Hands in the files by which a process is moved into a cgroup; SOCK_SEQPACKET.
+        gateway: Asks for sandboxes, and for signals to their commands; SOCK_SEQPACKET.
         plan: The policy, compiled.
         rlimits: Whether memory and processes are held by rlimits and the watcher (no cgroup).
     """
     try:
         _enter(plan, (keeper, gateway))
-        Zygote(keeper, gateway, Arena(arena), plan, rlimits=rlimits).serve()
+        Zygote(keeper, gateway, plan, rlimits=rlimits).serve()
     except ConnectionError:
         pass  # keeper or gateway has gone, and so does all of this
     except BaseException as error:  # the keeper must hear of it, whatever it was
@@ -87,7 +82,7 @@ def _enter(plan: Plan, channels: tuple[socket.socket, ...]) -> None:
         os._exit(0)
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
-    # Inherited by every thread; lockdown.py does the rest.
+    # Inherited by all that is started here; lockdown.py does the rest.
     capabilities.drop_bounding_set()
     capabilities.set_no_new_privs()
 
@@ -104,104 +99,128 @@ def _write_maps(uid: int, gid: int) -> None:
 
 
 class Zygote:
-    """The main thread: one loop over the keeper, the gateway, and the ends of processes."""
+    """One loop over the keeper, the gateway, and the ends of sandboxes."""
 
     def __init__(
-        self, keeper: socket.socket, gateway: socket.socket, arena: Arena, plan: Plan, *, rlimits: bool
-    ) -> None:  # fmt: skip
+        self, keeper: socket.socket, gateway: socket.socket, plan: Plan, *, rlimits: bool
+    ) -> None:
         self._keeper = keeper
         self._gateway = gateway
-        self._arena = arena
         self._plan = plan
+        self._home = Home()
         self._slots: dict[int, Slot] = {}
         self._of_fd: dict[int, Slot] = {}
-        self._births = Births()
         self._networks: list[int] = []  # of sandboxes that are over, for the next ones
+        self._groups: dict[int, list[int]] = {}  # cgroup.procs files by number; 0 is none
+        self._in_group: dict[int, Slot] = {}
+        self._ooms = OutOfMemory()
         self._watcher = Watcher(plan) if rlimits else None
-        self._rlimits = rlimits
         self._epoll = select.epoll()
+        # Low numbers are taken, so that nothing handed to pid 1 has a number that pid 1 gives it.
+        while (fd := os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)) <= pid1.FILTER:
+            pass
+        os.close(fd)
+        self._bpf = os.memfd_create("filter", os.MFD_CLOEXEC)
+        os.write(self._bpf, plan.bpf)
+        # A sandbox's own limit is what this was; ours must hold a few for each that waits.
+        self._open_files = _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     def serve(self) -> None:
         """Serve until the keeper closes its end."""
-        sys.setswitchinterval(0.0005)  # a thread that prepares must not keep a launch waiting
-        threading.stack_size(_STACK_BYTES)
-        for channel in (self._keeper, self._gateway):
+        for channel in (self._keeper, self._gateway, self._ooms):
             self._epoll.register(channel, select.EPOLLIN)
-        self._epoll.register(self._births.fd, select.EPOLLIN)
         if self._plan.network and (problem := probe_doors()):
             raise SetupError(problem)
-        self._keeper.send(json.dumps({"arena": self._arena.address}).encode())
+        self._keeper.send(b"{}")
         while True:
             for fd, _ in self._epoll.poll(self._patience()):
                 if fd == self._gateway.fileno():
                     self._on_gateway()
                 elif fd == self._keeper.fileno():
-                    if not self._on_keeper():
-                        os._exit(0)
-                elif fd == self._births.fd:
-                    self._births.drain()
+                    self._on_keeper()
+                elif fd == self._ooms.fileno():
+                    self._on_out_of_memory()
                 else:
                     self._on_end(fd)
-            self._on_births()
             if self._watcher:
                 self._watcher.look(self._slots.values())
 
     def _patience(self) -> float:
-        if self._births.expected:
-            return _BIRTH_POLL_SECONDS
         return self._watcher.seconds if self._watcher and self._slots else -1
 
-    def _on_keeper(self) -> bool:
-        message, fds = receive(self._keeper, ORDER_BYTES, 3)
+    def _on_keeper(self) -> None:
+        message, fds = receive(self._keeper, 4096, MAX_FILES)
         if not message:
-            return False
+            os._exit(0)
         request = json.loads(message)
-        address = region_address(self._arena.address, request["region"])
-        slot = Slot(request, (fds[0], fds[1], fds[2]), address)
-        self._slots[slot.number] = slot
-        network = self._networks.pop() if self._networks else None
-        arguments = (self._plan, self._births, network)
-        threading.Thread(target=slot.prepare, args=arguments, daemon=True).start()
-        return True
+        if "group" in request:
+            procs = request["procs"]
+            self._groups[request["group"]] = fds[:procs]
+            self._ooms.watch(request["group"], fds[procs:])
+        else:
+            self._ooms.forget(request["removed"])
+            for fd in self._groups.pop(request["removed"]):
+                os.close(fd)
 
-    def _on_births(self) -> None:
-        """Take note of slots whose command has come to its gate, or whose preparation failed."""
-        for slot in self._births.found():
-            if slot.error:
-                self._slots.pop(slot.number).abandon()
-                answer = {"forked": slot.number, "error": slot.error}
-                self._keeper.send(json.dumps(answer).encode())
-                continue
-            slot.limit(self._plan, self._rlimits)
-            for fd in slot.pidfds:
-                self._of_fd[fd] = slot
-                self._epoll.register(fd, select.EPOLLIN)
-            answer = {"forked": slot.number}
-            socket.send_fds(self._keeper, [json.dumps(answer).encode()], slot.handed_out())
-            slot.close_doors()
+    def _on_out_of_memory(self) -> None:
+        for group in self._ooms.told():
+            if slot := self._in_group.get(group):
+                slot.kill()
 
     def _on_gateway(self) -> None:
-        message = self._gateway.recv(256)
+        message, fds = receive(self._gateway, ORDER_BYTES, 4)
         if not message:
             self._epoll.unregister(self._gateway)  # the keeper ends us, too
             return
         request = json.loads(message)
-        if "inside" in request:
+        if "spawn" in request:
+            try:
+                self._spawn(Slot(request), fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        elif "inside" in request:
             self._hand_out_socket(request["inside"])
         elif slot := self._slots.get(request["number"]):
             slot.forward(request["signal"])
 
+    def _spawn(self, slot: Slot, fds: list[int]) -> None:
+        network = self._networks.pop() if self._networks else None
+        try:
+            slot.prepare(self._plan, self._home, network, fds, self._bpf)
+            while slot.group and slot.group not in self._groups:
+                self._on_keeper()  # it is being made at the same time
+            files = self._groups[slot.group] if slot.group else []
+            if slot.group and not files:
+                raise OSError("its cgroup could not be made; see stderr")
+            slot.limit(self._plan, files, self._open_files)
+        except OSError as error:
+            slot.abandon()
+            answer = {"spawned": slot.number, "error": str(error)}
+            self._gateway.send(json.dumps(answer).encode())
+            return
+        self._slots[slot.number] = self._of_fd[slot.pidfd] = self._in_group[slot.group] = slot
+        self._epoll.register(slot.pidfd, select.EPOLLIN)
+        answer = {"spawned": slot.number, "watched": self._watcher is not None}
+        socket.send_fds(self._gateway, [json.dumps(answer).encode()], slot.handed_out())
+        slot.handed_over()
+
     def _on_end(self, fd: int) -> None:
         slot = self._of_fd.pop(fd)
+        del self._slots[slot.number]
+        if self._in_group.get(slot.group) is slot:
+            del self._in_group[slot.group]
         self._epoll.unregister(fd)
-        slot.ended(fd)
-        if slot.to_report:
-            self._gateway.send(json.dumps(slot.report()).encode())
-        if slot.dead:
-            del self._slots[slot.number]
-            if slot.network >= 0:
-                self._recycle(slot.network)
-            slot.release()
+        if self._watcher:
+            answer = {
+                "ended": slot.number, "over": slot.over,
+                "memory_peak_bytes": slot.memory_peak_bytes,
+                "processes_peak": slot.processes_peak,
+            }  # fmt: skip
+            self._gateway.send(json.dumps(answer).encode())
+        self._recycle(slot.network)
+        slot.release()
 
     def _hand_out_socket(self, number: int) -> None:
         """Give the gateway a socket inside a sandbox, for `network.listen`."""

@@ -1,0 +1,16 @@
+"""What of a workspace is covered and what is read-only in one sandbox; found by guard.py."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Marks(NamedTuple):
+    """Absolute paths that exist now: to be covered, and to be made read-only.
+
+    `links` are protected names that are symbolic links, with their targets: no mount holds those.
+    """
+
+    hide: tuple[str, ...] = ()
+    protect: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()

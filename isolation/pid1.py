@@ -1,0 +1,212 @@
+"""pid 1 of a sandbox: a program of a few hundred bytes that becomes closed and then waits to serve.
+
+Theory of operation
+    The zygote spawns it in the sandbox's namespaces, with the command's stdin, stdout and stderr as
+    0, 1 and 2, a socket to the gateway as 3, a Landlock ruleset as 4 and the seccomp filter as 5.
+    The execve(2) that starts it has taken its capabilities: the zygote has an empty bounding set,
+    no_new_privs, and an id that is not root's in its user namespace. It makes itself unreadable to
+    what will run beside it, restricts itself by ruleset and filter, and reads its order: what
+    execve takes. It starts the command as by vfork(2), in a session of its own, and reaps whatever
+    is orphaned to it until the command ends. Then it says how on the socket and exits, which is the
+    end of everything else in its pid namespace. Anything that fails is said in the same way; it
+    never goes on without the restriction that failed.
+
+    The command is not pid 1 itself, which the kernel shields from its own signals
+    (pid_namespaces(7)). pid 1 is no Python, because fork, memory and exit of an interpreter would
+    be the better part of a sandbox's cost, and no C library, whose start costs more than all that
+    it does: so it is written in assembler, pid1_x86_64.S, whose bytes stand below. Elsewhere
+    `serve` does the same in a fork of the zygote.
+"""
+
+from __future__ import annotations
+
+import binascii
+import errno
+import os
+import resource
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from . import capabilities, landlock, libc
+from .rlimits import rusage
+
+CONTROL, RULESET, FILTER = 3, 4, 5
+PATH = "/run/purple/init"  # in the view
+TERMINAL = "/dev/pts/0"  # the first of a sandbox's own devpts
+# As in pid1_x86_64.S.
+_TEXT, _BUFFER, _BUFFER_BYTES = 0x400000, 0x600000, 1 << 20
+_HEAD = struct.Struct("=6Q")  # length of the order; program, argv, envp, directory, terminal
+_RESULT = struct.Struct("=iiii18q")  # setup, exec, status, -, struct rusage
+RESULT_BYTES = _RESULT.size
+
+_CODE = {
+    "x86_64": """
+TIskJLsAAGAAvQAAcAC4nQAAAL8EAAAAMfYPBYXAD4gIAQAASYP8AXUWuL4BAAC/BAAAADH2DwWFwA+I7AAAALgRAAAAvwUA
+AABIid66AAABAEUx0g8Fuer///+FwA9EwYXAD4jDAAAAwegDU1C4PQEAAL8BAAAAMfZIieIPBYXAD4ilAAAAuAMAAAC/BAAA
+AA8FuAMAAAC/BQAAAA8FRTHtMcC/AwAAAEqNNCu6AAAQAEwp6g8FSIXAD46FAAAASQHFSYP9MHLZTDsrctS4OAAAAL8RQQAA
+MfYx0kUx0kUxwA8FhcB4RHRlQYnGRTHkuAMAAABEiecPBUH/xEGD/ANy7YN9BAB1KLg9AAAASMfH/////0iNdQgx0kyNVRAP
+BYXAeAdEOfB13+sF99iJRQC4AQAAAL8DAAAASInuuqAAAAAPBbjnAAAAMf8PBfS4cAAAAA8FSItzKEiF9nQguAEBAABIx8ec
+////ugIAAAAPBYXAeDyJx7gDAAAADwVIi3sgSIX/dAu4UAAAAA8FhcB4H7gDAAAAvwMAAAAPBbg7AAAASIt7CEiLcxBIi1MY
+DwX32IlFBLjnAAAAv38AAAAPBfQ=
+"""
+}
+_MACHINE = {"x86_64": 62}  # EM_… of <elf.h>
+
+
+def code(machine: str) -> bytes | None:
+    """What pid1_`machine`.S assembles to; None where there is none."""
+    return binascii.a2b_base64(_CODE[machine]) if machine in _CODE else None
+
+
+def executable() -> bytes | None:
+    """An ELF file for this machine, for `PATH`; None where `serve` takes its place. elf(5)."""
+    text = code(os.uname().machine)
+    if text is None:
+        return None
+    count, header = 3, 64 + 3 * 56
+    page = 1 << 16  # the largest that any of these machines uses
+    file = struct.pack(
+        "<4s5B7xHHIQQQIHHHHHH", b"\x7fELF", 2, 1, 1, 0, 0, 2, _MACHINE[os.uname().machine], 1,
+        _TEXT + header, 64, 0, 0, 64, 56, count, 0, 0, 0,
+    )  # fmt: skip
+    size = header + len(text)
+    for kind, flags, address, in_file, in_memory in (
+        (1, 5, _TEXT, size, size),  # PT_LOAD, read and execute
+        (1, 6, _BUFFER, 0, _BUFFER_BYTES + 4096),  # PT_LOAD, read and write
+        (0x6474E551, 6, 0, 0, 0),  # PT_GNU_STACK: not executable
+    ):
+        file += struct.pack("<IIQQQQQQ", kind, flags, 0, address, address, in_file, in_memory, page)
+    return file + text
+
+
+def order(
+    program: str, argv: Sequence[str], env: Mapping[str, str], directory: str, terminal: str
+) -> bytes:
+    """What execve(2) takes, as pid 1 reads it: pointers are addresses in its memory.
+
+    Args:
+        program, argv, env: As for execve.
+        directory: To change to first; "" stays.
+        terminal: What becomes its controlling terminal (`TERMINAL`); "" for none.
+
+    Raises:
+        OSError: E2BIG, there is no room for it; EINVAL, a NUL in one of them.
+    """
+    words = [os.fsencode(word) for word in argv]
+    variables = [os.fsencode(f"{name}={value}") for name, value in env.items()]
+    single = [os.fsencode(text) for text in (program, directory, terminal)]
+    texts = [*words, *variables, *single]
+    strings = b"\0".join(texts) + b"\0"
+    if strings.count(b"\0") != len(texts):
+        raise OSError(errno.EINVAL, "a NUL character in the command or its environment")
+    arrays = _BUFFER + _HEAD.size
+    at = arrays + 8 * (len(words) + 1 + len(variables) + 1)
+    length = at - _BUFFER + len(strings)
+    if length > _BUFFER_BYTES:
+        raise OSError(errno.E2BIG, "the command is too long; put it into a file")
+    addresses: list[int] = []
+    for text in texts:
+        addresses.append(at)
+        at += len(text) + 1
+    first = len(words) + len(variables)
+    head = _HEAD.pack(
+        length, addresses[first], arrays, arrays + 8 * (len(words) + 1),
+        addresses[first + 1] if directory else 0, addresses[first + 2] if terminal else 0,
+    )  # fmt: skip
+    pointers = [*addresses[: len(words)], 0, *addresses[len(words) : first], 0]
+    return head + struct.pack(f"={len(pointers)}Q", *pointers) + strings
+
+
+def report(result: bytes) -> dict[str, Any]:
+    """What pid 1 said: `status` as of wait4(2), with what the command and the children that it waited
+    for have used (rlimits.py); or `refused`, errno's name, where the command
+    could not be executed; or `error`, where the sandbox could not be closed. Empty when it was
+    killed.
+    """
+    if len(result) != RESULT_BYTES:
+        return {}
+    setup, refused, status, _, *usage = _RESULT.unpack(result)
+    if setup:
+        return {"error": f"pid 1: {os.strerror(setup)}"}
+    if refused:
+        return {"refused": errno.errorcode.get(refused, str(refused))}
+    user, user_us, system, system_us, *others = usage
+    fields = (user + user_us / 1e6, system + system_us / 1e6, *others)
+    return {"status": status, **rusage(resource.struct_rusage(fields))}
+
+
+def serve(program: bytes, *, restricted: bool) -> NoReturn:
+    """Be pid 1, in a fork of the zygote: what pid1_x86_64.S does, for other machines.
+
+    Args:
+        program: The seccomp filter.
+        restricted: Whether RULESET is one.
+
+    Descriptors are as for that program; no others may be open.
+    """
+    control = os.dup(CONTROL)  # the numbers below it are the command's
+    os.set_inheritable(control, False)
+    result = [0, 0, 0]
+    usage = b"\0" * (RESULT_BYTES - 16)
+    try:
+        libc.prctl(libc.PR_SET_DUMPABLE, 0)
+        capabilities.drop_all()
+        if restricted:
+            landlock.restrict_self(RULESET)
+        libc.seccomp(program)
+        os.closerange(CONTROL, control)
+        text = b""
+        while len(text) < _HEAD.size or len(text) < _HEAD.unpack_from(text)[0]:
+            more = os.read(control, _BUFFER_BYTES)
+            if not more:
+                os._exit(0)
+            text += more
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        command = os.fork()
+        if command == 0:
+            _execute(text, writer)
+        for fd in (0, 1, 2, writer):
+            os.close(fd)
+        if refused := os.read(reader, 4):
+            result[1] = int.from_bytes(refused, "little")
+        while True:
+            pid, status, used = os.wait4(-1, 0)
+            if pid == command:
+                break
+        result[2] = status
+        fields = [0] * 18
+        for index, seconds in ((0, used.ru_utime), (2, used.ru_stime)):
+            fields[index], fields[index + 1] = int(seconds), int(seconds % 1 * 1e6)
+        fields[4], fields[11], fields[12] = used.ru_maxrss, used.ru_inblock, used.ru_oublock
+        usage = struct.pack("=18q", *fields)
+    except OSError as error:
+        result[0] = error.errno or errno.EIO
+    os.write(control, struct.pack("=iiii", *result, 0) + usage)
+    os._exit(0)
+
+
+def _execute(text: bytes, failed: int) -> NoReturn:
+    def string(address: int) -> bytes:
+        start = address - _BUFFER
+        return text[start : text.index(b"\0", start)]
+
+    def strings(address: int) -> list[bytes]:
+        found: list[bytes] = []
+        while pointer := struct.unpack_from("=Q", text, address - _BUFFER)[0]:
+            found.append(string(pointer))
+            address += 8
+        return found
+
+    try:
+        _, program, argv, envp, directory, terminal = _HEAD.unpack_from(text)
+        os.setsid()
+        if terminal:
+            os.close(os.open(string(terminal), os.O_RDWR | os.O_CLOEXEC))
+        if directory:
+            os.chdir(string(directory))
+        env = dict(word.split(b"=", 1) for word in strings(envp))
+        os.execve(string(program), strings(argv), env)
+    except OSError as error:
+        os.write(failed, (error.errno or errno.EIO).to_bytes(4, "little"))
+    os._exit(127)

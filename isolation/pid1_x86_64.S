@@ -1,0 +1,163 @@
+# pid 1 of a sandbox; what it does and why is told in pid1.py. Assembled by
+#     as -o pid1.o pid1_x86_64.S && objcopy -O binary -j .text pid1.o pid1.bin
+# The bytes of pid1.bin stand in pid1.py; tests/isolation/test_pid1.py compares them.
+#
+# No stack is used after the first lines: after vfork two processes would share it.
+# %rbx BUFFER, %rbp RESULT, %r12 the count of arguments, %r13 bytes read, %r14 the command's pid.
+
+        .set    BUFFER, 0x600000        # BUFFER_BYTES of zeros: the filter, then the order
+        .set    BUFFER_BYTES, 0x100000
+        .set    RESULT, 0x700000        # setup, exec, status, -: int; then struct rusage
+        .set    RESULT_BYTES, 160
+
+        .set    CONTROL, 3
+        .set    RULESET, 4
+        .set    FILTER, 5
+
+        .text
+        .globl  _start
+_start: mov     (%rsp), %r12
+        mov     $BUFFER, %ebx
+        mov     $RESULT, %ebp
+
+        mov     $157, %eax              # prctl(PR_SET_DUMPABLE, 0): nobody inside looks into it
+        mov     $4, %edi
+        xor     %esi, %esi
+        syscall
+        test    %eax, %eax
+        js      failed
+
+        cmp     $1, %r12                # a second argument says that the kernel has no Landlock
+        jne     1f
+        mov     $446, %eax              # landlock_restrict_self(RULESET, 0)
+        mov     $RULESET, %edi
+        xor     %esi, %esi
+        syscall
+        test    %eax, %eax
+        js      failed
+
+1:      mov     $17, %eax               # pread64(FILTER, BUFFER, 65536, 0)
+        mov     $FILTER, %edi
+        mov     %rbx, %rsi
+        mov     $0x10000, %edx
+        xor     %r10d, %r10d
+        syscall
+        mov     $-22, %ecx              # an empty file would be no filter: EINVAL
+        test    %eax, %eax
+        cmovz   %ecx, %eax
+        test    %eax, %eax
+        js      failed
+        shr     $3, %eax                # to a count of struct sock_filter
+        push    %rbx                    # struct sock_fprog
+        push    %rax
+        mov     $317, %eax              # seccomp(SECCOMP_SET_MODE_FILTER, 0, …)
+        mov     $1, %edi
+        xor     %esi, %esi
+        mov     %rsp, %rdx
+        syscall
+        test    %eax, %eax
+        js      failed
+
+        mov     $3, %eax                # close(RULESET), close(FILTER)
+        mov     $RULESET, %edi
+        syscall
+        mov     $3, %eax
+        mov     $FILTER, %edi
+        syscall
+
+        xor     %r13d, %r13d            # read(CONTROL, …) until the order is whole
+2:      xor     %eax, %eax
+        mov     $CONTROL, %edi
+        lea     (%rbx, %r13), %rsi
+        mov     $BUFFER_BYTES, %edx
+        sub     %r13, %rdx
+        syscall
+        test    %rax, %rax
+        jle     quit                    # the gateway has gone, or has no use for this sandbox
+        add     %rax, %r13
+        cmp     $48, %r13               # the six words of its head
+        jb      2b
+        cmp     (%rbx), %r13
+        jb      2b
+
+        mov     $56, %eax               # clone(CLONE_VM | CLONE_VFORK | SIGCHLD, 0, 0, 0, 0)
+        mov     $0x4111, %edi
+        xor     %esi, %esi
+        xor     %edx, %edx
+        xor     %r10d, %r10d
+        xor     %r8d, %r8d
+        syscall
+        test    %eax, %eax
+        js      failed
+        jz      child
+        mov     %eax, %r14d
+
+        xor     %r12d, %r12d            # close(0), close(1), close(2): they are the command's
+3:      mov     $3, %eax
+        mov     %r12d, %edi
+        syscall
+        inc     %r12d
+        cmp     $3, %r12d
+        jb      3b
+
+        cmpl    $0, 4(%rbp)             # the child could not execute
+        jne     report
+4:      mov     $61, %eax               # wait4(-1, &status, 0, &rusage): reaps orphans, too
+        mov     $-1, %rdi
+        lea     8(%rbp), %rsi
+        xor     %edx, %edx
+        lea     16(%rbp), %r10
+        syscall
+        test    %eax, %eax
+        js      failed
+        cmp     %r14d, %eax
+        jne     4b
+        jmp     report
+
+failed: neg     %eax
+        mov     %eax, (%rbp)
+report: mov     $1, %eax                # write(CONTROL, RESULT, RESULT_BYTES)
+        mov     $CONTROL, %edi
+        mov     %rbp, %rsi
+        mov     $RESULT_BYTES, %edx
+        syscall
+quit:   mov     $231, %eax              # exit_group(0): the kernel ends whatever else is here
+        xor     %edi, %edi
+        syscall
+        hlt
+
+child:  mov     $112, %eax              # setsid()
+        syscall
+        mov     40(%rbx), %rsi          # a terminal: the leader's first open makes it its own
+        test    %rsi, %rsi
+        jz      5f
+        mov     $257, %eax              # openat(AT_FDCWD, terminal, O_RDWR)
+        mov     $-100, %rdi
+        mov     $2, %edx
+        syscall
+        test    %eax, %eax
+        js      unable
+        mov     %eax, %edi
+        mov     $3, %eax                # close
+        syscall
+5:      mov     32(%rbx), %rdi          # a working directory that is not the one it has
+        test    %rdi, %rdi
+        jz      6f
+        mov     $80, %eax               # chdir
+        syscall
+        test    %eax, %eax
+        js      unable
+6:      mov     $3, %eax                # close(CONTROL)
+        mov     $CONTROL, %edi
+        syscall
+        mov     $59, %eax               # execve(path, argv, envp)
+        mov     8(%rbx), %rdi
+        mov     16(%rbx), %rsi
+        mov     24(%rbx), %rdx
+        syscall
+unable: neg     %eax                    # told to the parent through the memory that is shared
+        mov     %eax, 4(%rbp)
+        mov     $231, %eax
+        mov     $127, %edi
+        syscall
+        hlt

@@ -1,0 +1,132 @@
+"""A sandbox as the gateway knows it: its pid 1, to which it speaks directly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from . import pid1
+from .cgroup import Cgroup
+from .netns import DOORS
+from .rlimits import filled_bytes
+from .streams import send_all
+
+
+class Started:
+    """A sandbox that is ready.
+
+    Args:
+        number: Its name between gateway and zygote.
+        fds: pidfd of its pid 1, its /tmp, its doors if any, its terminal's other side if any.
+        control: Socket to its pid 1; all are this object's to close.
+        group: Its cgroup's number; 0 for none.
+        cgroup: Where its usage is counted; None where no cgroup can be had.
+        watched: Whether the zygote says of each end whether it was the watcher's doing.
+
+    Attributes:
+        pidfd: Readable when nothing is left of its pid namespace. pidfd_open(2).
+        doors: Sockets of its way out, see netns.py; empty when it has none, or when somebody
+            has taken them.
+        master: Its terminal's other side; -1 without one.
+        end: What its pid 1 reported (pid1.py), once nothing is left of its pid namespace, with
+            `disk_bytes` and, from the watcher, `over`, `memory_peak_bytes`, `processes_peak`.
+    """
+
+    def __init__(
+        self, number: int, fds: Sequence[int], control: socket.socket, group: int,
+        cgroup: Cgroup | None, *, watched: bool,
+    ) -> None:  # fmt: skip
+        self.number = number
+        self.pidfd, self._private, *rest = fds
+        self.doors = rest[:DOORS] if len(rest) >= DOORS else []
+        rest = rest[len(self.doors) :]
+        self.master = rest[0] if rest else -1
+        self.group = group
+        self.cgroup = cgroup
+        self._control = control
+        self._watched = watched
+        self._report: dict[str, Any] | None = None
+        self._ordered = True  # nothing is left to be sent
+        self._seen: dict[str, Any] = {}
+        self._memory_peak_bytes = 0
+        self._loop = asyncio.get_running_loop()
+        self.end: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._loop.add_reader(self.pidfd, self._on_end)
+
+    def order(self, data: bytes) -> None:
+        """Send pid 1 what it is to execute."""
+
+        def done() -> None:
+            self._ordered = True
+
+        self._ordered = False
+        send_all(self._control.fileno(), data, done)
+
+    def kill(self) -> None:
+        """SIGKILL to pid 1, and so to everything in its pid namespace."""
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    async def gone(self) -> None:
+        """Kill what is left and wait until nothing of it is."""
+        if not self.end.done():
+            self.kill()
+            await asyncio.shield(self.end)
+
+    def watcher_says(self, over: str, memory_peak_bytes: int, processes_peak: int) -> None:
+        """Take the zygote's word, see `watched`. May come before pid 1's."""
+        self._watched = False
+        self._seen = {"over": over, "processes_peak": processes_peak or None}
+        self._memory_peak_bytes = memory_peak_bytes
+        if self._report is not None:
+            self._settle()
+
+    def lost(self) -> None:
+        """The zygote is gone, and this with it."""
+        self._settle()
+
+    def close_doors(self) -> None:
+        """Close the doors that nobody has taken: nothing is let out."""
+        for fd in self.doors:
+            os.close(fd)
+        self.doors = []
+
+    def close(self) -> None:
+        """Close the descriptors; pid 1 then ends if it has no order yet."""
+        # Both are slow when there is nothing to remove: every call comes here.
+        if self._report is None:
+            self._loop.remove_reader(self.pidfd)
+        if not self._ordered:
+            self._loop.remove_writer(self._control.fileno())
+        self._control.close()
+        self.close_doors()
+        for fd in (self.pidfd, self._private, self.master):
+            if fd >= 0:
+                os.close(fd)
+        self.pidfd = self._private = self.master = -1
+
+    def _on_end(self) -> None:
+        self._loop.remove_reader(self.pidfd)
+        said = b""
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            said = self._control.recv(pid1.RESULT_BYTES)
+        self._report = pid1.report(said)
+        if not self._watched:
+            self._settle()
+
+    def _settle(self) -> None:
+        if self.end.done():
+            return
+        report = {**(self._report or {}), **self._seen}
+        # As large as the largest process, or as all of them when they were looked at.
+        peak = max(report.get("memory_peak_bytes", 0), self._memory_peak_bytes)
+        report["memory_peak_bytes"] = peak or None
+        if self._private >= 0:
+            report["disk_bytes"] = filled_bytes(self._private)
+        self.end.set_result(report)

@@ -1,0 +1,179 @@
+"""pid 1 by itself, in no namespace: what it executes, restricts and reports, as program and as fork."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from purplebox.isolation import pid1
+from purplebox.isolation.seccomp import compile_filter
+from purplebox.policies import load_policy
+
+SOURCES = Path(pid1.__file__).parent
+BPF = compile_filter(load_policy("base"))
+
+
+@pytest.mark.parametrize("machine", ["x86_64"])
+def test_the_bytes_are_what_the_source_assembles_to(machine: str, tmp_path: Path) -> None:
+    if shutil.which("objcopy") is None or os.uname().machine != machine:
+        pytest.skip("needs binutils for this machine")
+    source, made, text = SOURCES / f"pid1_{machine}.S", tmp_path / "o", tmp_path / "bin"
+    subprocess.run(["as", "-o", made, source], check=True)
+    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", made, text], check=True)
+    assert text.read_bytes() == pid1.code(machine)
+
+
+START = """
+import os, sys
+from purplebox.isolation import capabilities, pid1
+kind, bpf, *fds = sys.argv[1:]
+capabilities.set_no_new_privs()
+for target, fd in zip((0, 1, 2, 3, 5), fds):
+    os.dup2(int(fd), target)
+os.closerange(6, 1024)
+if kind == "fork":
+    os.close(5)
+    pid1.serve(bytes.fromhex(bpf), restricted=False)
+os.execve(kind, ["init", "no-landlock"], {})
+"""
+
+
+class Started:
+    """A pid 1 that waits for its order, and the pipe that its command writes to."""
+
+    def __init__(self, tmp_path: Path, *, forked: bool, bpf: bytes = BPF) -> None:
+        program = tmp_path / "init"
+        if not forked and not program.exists():
+            code = pid1.executable()
+            if code is None:
+                pytest.skip("no assembler source for this machine")
+            program.write_bytes(code)
+            program.chmod(0o755)
+        self.control, theirs = socket.socketpair()
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        self.output = os.fdopen(reader, "rb")
+        with open("/dev/null", "r+b") as null, open(tmp_path / "filter", "w+b") as file:
+            file.write(bpf)
+            file.flush()
+            # Above what it gives them, as the zygote sees to.
+            fds = [
+                fcntl.fcntl(fd, fcntl.F_DUPFD, 100)
+                for fd in (null.fileno(), writer, null.fileno(), theirs.fileno(), file.fileno())
+            ]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", START, "fork" if forked else program, bpf.hex(), *map(str, fds)],
+            pass_fds=fds,
+        )
+        theirs.close()
+        for fd in (writer, *fds):
+            os.close(fd)
+
+    def run(
+        self, argv: Sequence[str], env: Mapping[str, str] | None = None, directory: str = ""
+    ) -> dict[str, Any]:
+        order = pid1.order(argv[0], argv, env or {}, directory, "")
+        half = len(order) // 2  # as when a socket's buffer is full
+        self.control.sendall(order[:half])
+        self.control.sendall(order[half:])
+        return self.report()
+
+    def report(self) -> dict[str, Any]:
+        said = self.control.recv(4096)
+        self.process.wait()
+        return pid1.report(said)
+
+    def written(self) -> bytes:
+        return self.output.read()
+
+
+Start = Callable[..., Started]
+
+
+@pytest.fixture(params=["program", "fork"])
+def start(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Start]:
+    made: list[Started] = []
+
+    def make(bpf: bytes = BPF) -> Started:
+        made.append(Started(tmp_path, forked=request.param == "fork", bpf=bpf))
+        return made[-1]
+
+    yield make
+    for started in made:
+        started.control.close()
+        started.output.close()
+        started.process.wait()
+
+
+def test_command_environment_and_directory_arrive(tmp_path: Path, start: Start) -> None:
+    started = start()
+    script = 'echo "$X-$1"; pwd; exit 7'
+    argv = ["/bin/sh", "-c", script, "sh", "é \n'"]
+    report = started.run(argv, {"X": "=y="}, str(tmp_path))
+    assert os.waitstatus_to_exitcode(report["status"]) == 7
+    assert started.written().decode() == f"=y=-é \n'\n{tmp_path}\n"
+
+
+def test_a_long_order_arrives_whole(start: Start) -> None:
+    started = start()
+    report = started.run(["/bin/sh", "-c", "echo ${#1}", "sh", "x" * 120_000], {"Y": "y" * 120_000})
+    assert report["status"] == 0
+    assert started.written() == b"120000\n"
+    with pytest.raises(OSError, match="too long") as caught:
+        pid1.order("/bin/true", ["x" * (1 << 20)], {}, "", "")
+    assert caught.value.errno == errno.E2BIG
+    with pytest.raises(OSError, match="NUL") as caught:
+        pid1.order("/bin/true", ["a\0b"], {}, "", "")
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_a_command_killed_by_a_signal_is_told_with_it(start: Start) -> None:
+    report = start().run(["/bin/sh", "-c", "kill -TERM $$"])
+    assert os.waitstatus_to_exitcode(report["status"]) == -signal.SIGTERM
+
+
+def test_cpu_time_of_the_command_is_counted(start: Start) -> None:
+    loop = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"
+    assert start().run(["/bin/sh", "-c", loop])["cpu_seconds"] > 0.01
+
+
+def test_what_cannot_execute_is_refused_with_its_errno(tmp_path: Path, start: Start) -> None:
+    run = start().run
+    assert run([str(tmp_path / "nothing")]) == {"refused": "ENOENT"}
+    run = start().run
+    assert run(["/bin/true"], directory=str(tmp_path / "nowhere")) == {"refused": "ENOENT"}
+    run = start().run
+    assert run(["/bin/true"], directory=str(tmp_path))["status"] == 0
+
+
+def test_the_filter_holds_for_the_command(start: Start) -> None:
+    started = start()
+    assert started.run(["/bin/sh", "-c", "grep Seccomp: /proc/self/status"])["status"] == 0
+    assert started.written() == b"Seccomp:\t2\n"
+
+
+def test_without_its_filter_nothing_is_executed(start: Start) -> None:
+    for bad in (b"", b"\xff" * 8):  # EINVAL from seccomp(2)
+        started = start(bad)
+        assert started.report() == {"error": f"pid 1: {os.strerror(errno.EINVAL)}"}
+
+
+def test_it_ends_when_its_socket_is_closed(start: Start) -> None:
+    started = start()
+    started.control.close()
+    assert started.process.wait() == 0
+    assert started.written() == b""
+
+
+def test_killed_it_reports_nothing() -> None:
+    assert pid1.report(b"") == {}
