@@ -30,6 +30,8 @@ from .plan import ORDER_BYTES, UNUSED_ID, Plan
 from .slot import Slot
 from .watcher import Watcher
 
+SPARE_NETWORKS = 16  # some 160 kB each; as many as calls that begin while as many end
+
 
 def become_zygote(
     keeper: socket.socket, gateway: socket.socket, plan: Plan, *, rlimits: bool
@@ -236,7 +238,8 @@ class Zygote:
 
     def _recycle(self, network: int) -> None:
         """Keep a network namespace for the next sandbox, if nothing of the last one is in it."""
-        if self._plan.network:
-            os.close(network)  # the gateway may still hold connections in it
+        # With network the gateway may still hold connections in it.
+        if self._plan.network or len(self._networks) >= SPARE_NETWORKS:
+            os.close(network)
         else:
             self._networks.append(network)
