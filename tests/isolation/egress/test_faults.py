@@ -7,6 +7,8 @@ import gc
 import os
 import socket
 import struct
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -241,3 +243,58 @@ async def test_a_host_without_tproxy_refuses_the_policy(
     monkeypatch.setattr(link, "_program", without)
     with pytest.raises(SetupError, match="nft_tproxy"):
         await net.run(net.policy(), "true")
+
+
+KILLED = """
+import asyncio, sys
+from ipaddress import ip_address
+from pathlib import Path
+from purplebox.isolation import Engine
+from purplebox.policies import load_policy
+from purplebox.policies.model import Network
+
+async def resolve(name):
+    return [ip_address("127.0.0.1")]
+
+async def main():
+    rule = {"host": "a.test", "ports": [int(sys.argv[1])], "addresses": ["127.0.0.1"]}
+    network = Network.model_validate({"isolated": False, "allow": [rule]}, strict=False)
+    policy = load_policy("base").model_copy(update={"network": network})
+    async with Engine(policy, Path(sys.argv[2]), resolve=resolve) as engine:
+        print(engine._link._keeper.pid, flush=True)
+        send = "import socket; s = socket.create_connection(('a.test', %s))\\nwhile True: s.sendall(bytes(1 << 20))"
+        await engine.run(["python3", "-c", send % sys.argv[1]])
+
+asyncio.run(main())
+"""
+
+
+async def test_a_gateway_killed_in_a_transfer_leaves_nothing(net: Net) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begun.set()
+        try:
+            while await reader.read(1 << 20):
+                pass
+        except OSError:
+            pass
+        ended.set()
+
+    server = await net.serve(endless)
+    gateway = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", KILLED, str(server.port), str(net.workspace), stdout=subprocess.PIPE
+    )
+    assert gateway.stdout is not None
+    keeper = os.pidfd_open(int(await gateway.stdout.readline()))
+    try:
+        await asyncio.wait_for(begun.wait(), 30)
+        gateway.kill()
+        await gateway.wait()
+        await asyncio.wait_for(ended.wait(), 20)
+        gone = asyncio.Event()  # the keeper ends when all that it held has
+        asyncio.get_running_loop().add_reader(keeper, gone.set)
+        await asyncio.wait_for(gone.wait(), 20)
+    finally:
+        asyncio.get_running_loop().remove_reader(keeper)
+        os.close(keeper)
