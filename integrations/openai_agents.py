@@ -66,7 +66,7 @@ def _invoker(bridge: Bridge, name: str) -> Callable[[Any, str], Awaitable[str]]:
         except ValueError:
             parsed = None
         # What is no object is refused, and recorded, as arguments that do not fit.
-        asked: Any = parsed if isinstance(parsed, dict) else {"arguments": arguments}
+        asked = cast(Any, parsed) if isinstance(parsed, dict) else {"arguments": arguments}
         outcome = await bridge.acall(name, asked, client=CLIENT)
         refused = outcome.is_error and outcome.content is None
         return f"[{outcome.reason}] {outcome.text}" if refused else outcome.text
@@ -130,7 +130,7 @@ class PurpleSandboxSession(BaseSandboxSession):
     state: PurpleSandboxState  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, access: WorkspaceAccess, state: PurpleSandboxState) -> None:
-        self.state = state
+        self.state = state  # pyright: ignore[reportIncompatibleVariableOverride]
         self._access = access
         self._running = False
 
