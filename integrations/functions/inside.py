@@ -2,19 +2,15 @@
 
 The request names the function by its source, with all that it refers to, or by its module; arguments
 come with it. The answer is the only thing on the descriptor that was stdout; what the function
-prints goes to stderr. Standard library only.
+prints goes to stderr. Standard library only, and as little of it as can be: it starts at every call.
 """
 
 from __future__ import annotations
 
-import asyncio
 import importlib
-import inspect
 import json
-import linecache
 import os
 import sys
-import traceback
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +32,8 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
         names[name] = decode(value)
     for number, source in enumerate(request["sources"]):
         # annotations stay texts: they may name what only type checkers need
-        text, name = f"from __future__ import annotations\n{source}\n", f"<source {number}>"
-        linecache.cache[name] = (len(text), None, text.splitlines(True), name)  # for tracebacks
-        exec(compile(text, name, "exec"), names)
+        text = f"from __future__ import annotations\n{source}\n"
+        exec(compile(text, f"<source {number}>", "exec"), names)
     return names
 
 
@@ -54,7 +49,7 @@ def undecorated(found: Any) -> Any:
     """The function in a tool: what LangChain's, pydantic-ai's and the like keep of it."""
     for attribute in ("func", "coroutine", "function"):
         inner = getattr(found, attribute, None)
-        if inspect.isroutine(inner):
+        if callable(inner):
             return inner
     return found
 
@@ -79,18 +74,31 @@ def main() -> None:
         )
         phase = "call"
         value = function(*positional, **named)
-        if inspect.isawaitable(value):
-            value = asyncio.run(_awaited(value))
+        if hasattr(value, "__await__"):
+            value = importlib.import_module("asyncio").run(_awaited(value))
         phase = "result"
         reply = {"value": encode(value)}
     except (Exception, SystemExit) as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
         reply = {"phase": phase, "error": type(error).__name__, "message": str(error)}
-        reply["line"] = last.line or ""
+        reply["line"] = line_of(error, request["sources"])
     json.dump(reply, answer)
     answer.flush()
     sys.stdout.flush()
     os._exit(0)  # threads that the function left do not hold its answer back
+
+
+def line_of(error: BaseException, sources: list[str]) -> str:
+    """The line that raised."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    if at is None:
+        return ""
+    name = at.tb_frame.f_code.co_filename
+    if name.startswith("<source "):
+        lines = sources[int(name[8:-1])].splitlines()
+        return lines[at.tb_lineno - 2].strip()  # the future import is the first line
+    return str(importlib.import_module("linecache").getline(name, at.tb_lineno)).strip()
 
 
 async def _awaited(value: Any) -> Any:

@@ -26,6 +26,7 @@ _VARIABLE_BYTES = 100_000
 Parse = Callable[[Mapping[str, Any]], tuple[Sequence[Any], dict[str, Any]]]
 _REASONS = {"timed_out": Reason.TIMED_OUT, "out_of_memory": Reason.OUT_OF_MEMORY}
 RESULT = "result"
+_CAST = "cast = lambda kind, value: value"
 
 
 def in_sandbox(shipment: Shipment, parse: Parse) -> Run:
@@ -71,9 +72,15 @@ def value_of(result: dict[str, Any]) -> Any:
 @cache
 def _program() -> str:
     """values.py and inside.py as one text for `python -c`."""
-    parts = [Path(module.__file__ or "").read_text() for module in (values, inside)]
-    future = "from __future__ import annotations\n"
-    return future + "\n".join(part.replace(future, "") for part in parts) + "\nmain()\n"
+    lines = [
+        line
+        for module in (values, inside)
+        for line in Path(module.__file__ or "").read_text().splitlines()
+        if not line.startswith(("from __future__ ", "from typing "))
+    ]
+    # typing takes as long to import as all else here, and has nothing to say at run time.
+    start = ["from __future__ import annotations", "Any, TYPE_CHECKING = None, False", _CAST]
+    return "\n".join([*start, *lines, "main()\n"])
 
 
 def _ran(tool: str, result: Result, version: Version) -> Ran:

@@ -4,26 +4,25 @@ Plain JSON goes as itself. What JSON has no word for is `{"$purple": [kind, data
 goes what the host's own code hands over, so objects may name their class there; out of it come plain
 values only: what a sandbox answers constructs nothing but the types listed here.
 
-Standard library only: this file is also run inside the sandbox, by a bare interpreter.
+Standard library only: this file is also run inside the sandbox, by a bare interpreter, at every call.
+So it imports what a value needs when there is one: dates, enums and the like are known by name.
 """
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import datetime
-import decimal
-import enum
-import math
-import pathlib
-import uuid
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+import binascii
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 MARK = "$purple"
 _MAX_DEPTH = 64
-NameOf = Callable[[type], str]
-Construct = Callable[[str, "dict[str, Any] | None"], Any]  # None: the class itself
+if TYPE_CHECKING:
+    NameOf = Callable[[type], str]
+    Construct = Callable[[str, dict[str, Any] | None], Any]  # None: the class itself
 
 
 class NotPlain(TypeError):
@@ -51,7 +50,8 @@ def _encode(value: Any, name_of: NameOf | None, where: str, depth: int) -> Any:
     if value is None or type(value) in (bool, int, str):
         return value
     if type(value) is float:
-        return value if math.isfinite(value) else _marked("float", repr(value))
+        finite = value - value == 0
+        return value if finite else _marked("float", repr(value))
 
     def inner(item: Any, step: str) -> Any:
         return _encode(item, name_of, where + step, depth + 1)
@@ -67,14 +67,15 @@ def _encode(value: Any, name_of: NameOf | None, where: str, depth: int) -> Any:
         listed = [inner(item, f"[{i}]") for i, item in enumerate(value)]
         return listed if kind is list else _marked(kind.__name__, listed)
     if kind in (bytes, bytearray):
-        return _marked("bytes", base64.b64encode(value).decode())
-    if isinstance(value, datetime.timedelta):
+        return _marked("bytes", binascii.b2a_base64(value, newline=False).decode())
+    known = (kind.__module__, kind.__qualname__)
+    if known == ("datetime", "timedelta"):
         return _marked("timedelta", [value.days, value.seconds, value.microseconds])
-    if kind in (datetime.datetime, datetime.date, datetime.time):
+    if known in (("datetime", "datetime"), ("datetime", "date"), ("datetime", "time")):
         return _marked(kind.__name__, value.isoformat())
-    if kind in (decimal.Decimal, uuid.UUID):
+    if known in (("decimal", "Decimal"), ("uuid", "UUID")):
         return _marked(kind.__name__, str(value))
-    if isinstance(value, pathlib.PurePath):
+    if _is(value, "pathlib", "PurePath"):
         return _marked("Path", str(value))
     if isinstance(value, type) and name_of is not None:
         return _marked("class", name_of(value))
@@ -82,7 +83,7 @@ def _encode(value: Any, name_of: NameOf | None, where: str, depth: int) -> Any:
     if fields is not None:
         data = {name: inner(item, f".{name}") for name, item in fields.items()}
         return data if name_of is None else _marked("object", [name_of(kind), data])
-    if isinstance(value, enum.Enum):
+    if _is(value, "enum", "Enum"):
         held = inner(value.value, "")
         if name_of is None:
             return held
@@ -98,13 +99,19 @@ def _encode(value: Any, name_of: NameOf | None, where: str, depth: int) -> Any:
     )
 
 
+def _is(value: Any, module: str, name: str) -> bool:
+    """Whether it is one of that class, which is imported if it is."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(value, getattr(loaded, name))
+
+
 def _fields(value: Any) -> Mapping[str, Any] | None:
     """Of a dataclass or a pydantic model (known by its methods: pydantic need not be here)."""
     if isinstance(value, type):
         return None
-    if dataclasses.is_dataclass(value):
-        names = [f.name for f in dataclasses.fields(value) if f.init]
-        return {name: getattr(value, name) for name in names}
+    if hasattr(cast(Any, type(value)), "__dataclass_fields__"):
+        declared = import_module("dataclasses").fields(value)
+        return {f.name: getattr(value, f.name) for f in declared if f.init}
     kind = cast(Any, type(value))
     fields: Mapping[str, Any] | None = getattr(kind, "model_fields", None)
     if fields is None or not hasattr(kind, "model_validate"):
@@ -129,7 +136,7 @@ def decode(value: Any, construct: Construct | None = None) -> Any:
     """
     try:
         return _decode(value, construct, 0)
-    except (TypeError, KeyError, decimal.InvalidOperation) as error:
+    except (TypeError, KeyError, ArithmeticError) as error:
         raise ValueError(f"not a value as this version writes it: {error}") from error
 
 
@@ -161,20 +168,16 @@ def _decode(value: Any, construct: Construct | None, depth: int) -> Any:
         return make([inner(item) for item in data])
     if kind == "timedelta":
         days, seconds, microseconds = data
-        return datetime.timedelta(days=days, seconds=seconds, microseconds=microseconds)
-    simple = _SIMPLE.get(kind)
-    if simple is None:
-        raise ValueError(f"unknown kind {kind!r}")
-    return simple(data)
+        return import_module("datetime").timedelta(days, seconds, microseconds)
+    if kind == "float":
+        return float(data)
+    if kind == "bytes":
+        return binascii.a2b_base64(data, strict_mode=True)
+    if kind in ("datetime", "date", "time"):
+        return getattr(import_module("datetime"), kind).fromisoformat(data)
+    if kind in _BY_TEXT:
+        return getattr(import_module(_BY_TEXT[kind]), kind)(data)
+    raise ValueError(f"unknown kind {kind!r}")
 
 
-_SIMPLE: dict[str, Callable[[Any], Any]] = {
-    "float": float,
-    "bytes": lambda data: base64.b64decode(data, validate=True),
-    "datetime": datetime.datetime.fromisoformat,
-    "date": datetime.date.fromisoformat,
-    "time": datetime.time.fromisoformat,
-    "Decimal": decimal.Decimal,
-    "UUID": uuid.UUID,
-    "Path": pathlib.Path,
-}
+_BY_TEXT = {"Decimal": "decimal", "UUID": "uuid", "Path": "pathlib"}
