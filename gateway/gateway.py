@@ -17,7 +17,7 @@ import jsonschema
 from ..isolation import Engine
 from ..policies import Policy, PolicySource
 from .approvals import Approvals, Asker, Callback, Question
-from .audit import AuditLog, default_path
+from .audit import AuditLog, default_path, spans
 from .calls import Approver, Call, Calls, Outcome, Progress, Refusal, Stage, Version
 from .reasons import Reason
 from .tools import TOOLS, BuiltIn, ToolDefinition
@@ -63,6 +63,8 @@ class Gateway:
         self._calls: Calls | None = None
         self._log: AuditLog | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._in_flight: dict[int, int] = {}  # calls by `id` of their engine
+        self._old: list[Engine] = []
 
     @property
     def policy(self) -> Policy:
@@ -108,11 +110,48 @@ class Gateway:
     async def aclose(self) -> None:
         """End every sandbox and close the record; returns when they are gone."""
         version, self._version, self._calls = self._version, None, None
+        for engine in self._old:
+            await engine.aclose()
+        self._old.clear()
         if version is not None:
             await version.engine.aclose()
         if self._log is not None:
             self._log.close()
             self._log = None
+
+    async def replace(self, policy: Policy) -> None:
+        """Put another policy in force. Calls in flight end under the one that they began under.
+
+        Raises:
+            SetupError, EnforcementError: it cannot be used here; the old one stays in force.
+        """
+        old = self.version
+        if policy.digest == old.policy.digest:
+            return
+        engine = await Engine(policy, self.workspace).__aenter__()
+        self._version = Version(policy=policy, engine=engine)
+        if isinstance(self._approver, Approvals):
+            self._approver.policies_in_force({policy.digest})
+        self._old.append(old.engine)
+        await self._retire(old.engine)
+
+    async def _retire(self, engine: Engine) -> None:
+        """End an engine that is not in force once its last call has ended."""
+        if engine in self._old and not self._in_flight.get(id(engine)):
+            self._old.remove(engine)
+            await engine.aclose()
+
+    def note(self, reason: Reason, policy: Policy, text: str) -> None:
+        """Leave a record of a reload: the policy that is in force after it, and what happened."""
+        if self._log is None:
+            return
+        call_id = self._log.begin({
+            "tool": "reload", "client": "gateway", "policy": policy.name,
+            "policy_version": policy.digest, "effect": "allow" if reason is Reason.COMPLETED else "deny",
+            "rule": "reload", "decision_reason": text, "arguments": {},
+        })  # fmt: skip
+        self._log.end(call_id, {"reason": str(reason)})
+        spans.reloaded(str(reason), policy.name, policy.digest, text)
 
     def tools(self) -> list[ToolDefinition]:
         """The built-in tools, in the order in which they are listed."""
@@ -141,7 +180,17 @@ class Gateway:
         built_in = TOOLS.get(tool)
         problem = _problem(tool, call.arguments, built_in)
         run = (built_in or TOOLS["shell"]).run  # with a problem nothing runs
-        return await self.calls.call(call, self.version, run, problem=problem)
+        version = self.version
+        key = id(version.engine)
+        self._in_flight[key] = self._in_flight.get(key, 0) + 1
+        try:
+            return await self.calls.call(call, version, run, problem=problem)
+        finally:
+            self._in_flight[key] -= 1
+            if not self._in_flight[key]:
+                del self._in_flight[key]
+                if version.engine in self._old:
+                    await asyncio.shield(self._retire(version.engine))
 
     def sync(self) -> SyncGateway:
         """The same for programs without an event loop: `with Gateway(…).sync() as gateway:`."""

@@ -19,6 +19,7 @@ class Reason(StrEnum):
     APPROVAL_TIMED_OUT = "approval_timed_out"
     APPROVAL_VOID = "approval_void"
     PIN_MISMATCH = "pin_mismatch"
+    RELOAD_REFUSED = "reload_refused"
     RATE_LIMITED = "rate_limited"
     INVALID_ARGUMENTS = "invalid_arguments"
     UNKNOWN_TOOL = "unknown_tool"

@@ -7,26 +7,26 @@ import os
 import shlex
 import signal
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ..isolation import CommandNotFound, Engine
-from ..policies import Policy, PolicySource, load_policy
+from ..isolation import IsolationError
+from ..policies import Policy, PolicyError, PolicySource
 from .approvals import Approvals, Board
 from .approvals.callback import Callbacks
 from .approvals.channel import Channel, ChannelError
 from .audit import spans
+from .behind import Servers, held, pins_of
 from .calls import Version
-from .config import ServerSpec
+from .config import ServerSpec, load_servers
 from .gateway import Gateway
-from .pins import Pins, PinStore
-from .pins.launch import launch_of
+from .pins import PinStore
+from .reload import reloading
 from .runners import adapted
 from .wire import jsonrpc
-from .wire.aggregate import Many
 from .wire.builtin import BuiltIns
 from .wire.jsonrpc import Message
 from .wire.router import Single
@@ -153,7 +153,7 @@ async def serve_http(
 
 async def serve_tools(
     policy: Policy, workspace: Path, servers: Sequence[ServerSpec] = (), *,
-    http: Listen | None = None, source: PolicySource | None = None,
+    http: Listen | None = None, source: PolicySource | None = None, config: Path | None = None,
 ) -> None:  # fmt: skip
     """Serve the built-in tools, and those of `servers` behind them.
 
@@ -161,7 +161,9 @@ async def serve_tools(
         policy, workspace: Of the built-in tools.
         servers: What else is served.
         http: Host, port and bearer token; None serves on stdin and stdout.
-        source: Where `policy` comes from, for what a person allows for good.
+        source: Where `policy` comes from: what a person allows for good is written there, and what
+            changes there is put in force while it runs.
+        config: Where `servers` come from, likewise.
 
     Raises:
         PolicyError: a server's profile cannot be used.
@@ -169,43 +171,51 @@ async def serve_tools(
         OSError: the audit log cannot be written.
     """
     spans.configure()
-    policies = [load_policy(s.profile, project=workspace) for s in servers]
     async with AsyncExitStack() as stack:
         whose = f"serve, {policy.name}, {workspace.resolve()}"
         approvals = await _approvals(stack, whose, source)
         gateway = await stack.enter_async_context(Gateway(policy, workspace, approver=approvals))
-        versions: list[Version] = []
-        for server, own in zip(servers, policies, strict=True):
-            engine = Engine(own, server.workspace or workspace)
-            versions.append(
-                Version(policy=_both(policy, own), engine=await stack.enter_async_context(engine))
-            )
-
-        store = PinStore()
-        pins = [
-            _pins(f"{s.origin}#{s.name}", s.name, store, v, s.argv, s.workspace or workspace)
-            for s, v in zip(servers, versions, strict=True)
-        ]
+        behind = Servers(gateway, workspace)
+        stack.push_async_callback(behind.aclose)
+        await behind.put(servers, policy)
 
         def handler(session: Session) -> Handler:
-            tools = BuiltIns(gateway)
-            if not servers:
-                return Single(tools)
-            return Many([
-                tools,
-                *(
-                    Upstream(
-                        s.name, sandboxed(v.engine, *adapted(s.argv, s.env)), session,
-                        gateway.calls, v, pins=p,
-                    )
-                    for s, v, p in zip(servers, versions, pins, strict=True)
-                ),
-            ])  # fmt: skip
+            return behind.behind(session) if servers or config else Single(BuiltIns(gateway))
 
+        async def reload() -> str:
+            assert source is not None
+            new, before = source.load(), gateway.policy.digest
+            specs = load_servers(config) if config is not None else servers
+            changed = await behind.put(specs, new)
+            try:
+                await gateway.replace(new)
+            except IsolationError:
+                await behind.put(specs, gateway.policy)
+                raise
+            approvals.policies_in_force({new.digest, *behind.digests()})
+            if new.digest == before and not changed:
+                return ""
+            return f"reloaded: {new.name} is at version {new.digest[:12]}"
+
+        if source is not None:
+
+            def stamp() -> object:
+                stamps = [one.stamp() for one in (source, *behind.sources())]
+                return stamps, config and _stat(config)
+
+            await stack.enter_async_context(reloading(gateway, stamp, reload))
         if http is None:
             await serve_stdio(handler)
         else:
             await serve_http(handler, http, started=_say, approvals=approvals)
+
+
+def _stat(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 async def _approvals(stack: AsyncExitStack, gateway: str, source: PolicySource | None) -> Approvals:
@@ -219,43 +229,8 @@ async def _approvals(stack: AsyncExitStack, gateway: str, source: PolicySource |
     return Approvals([board], source=source)
 
 
-def _pins(
-    key: str, name: str, store: PinStore, version: Version, argv: Sequence[str], workspace: Path
-) -> Pins:
-    """The pins of a server that `argv` starts in the version's sandbox."""
-
-    def launch() -> dict[str, Any] | None:
-        try:
-            program = version.engine.program(argv)
-        except CommandNotFound:  # said when it is started
-            return None
-        return launch_of(argv, program, workspace.absolute())
-
-    return Pins(key=key, name=name, settings=version.policy.pins, store=store, launch=launch)
-
-
 def _say(port: int) -> None:
     print(f"purple: listening on port {port}, path /mcp", file=sys.stderr, flush=True)
-
-
-def _both(outer: Policy, own: Policy) -> Policy:
-    """A server's policy whose calls the gateway's rules judge, too; the stricter default holds."""
-    if (outer.tools, outer.flow, outer.approvals) == (own.tools, own.flow, own.approvals):
-        return own
-    order = ("deny", "ask", "allow")
-    default = min(outer.tools.default, own.tools.default, key=order.index)
-    rules = (*outer.tools.rules, *own.tools.rules)
-    both = {
-        "default": default, "rules": rules,
-        "arguments": {**outer.tools.arguments, **own.tools.arguments},
-        "approved": (*outer.tools.approved, *own.tools.approved),
-    }  # fmt: skip
-    tools = own.tools.model_copy(update=both)
-    changes = {
-        "name": f"{outer.name}+{own.name}", "tools": tools, "flow": (*outer.flow, *own.flow),
-        "approvals": outer.approvals,
-    }  # fmt: skip
-    return own.model_copy(update=changes)
 
 
 async def serve_wrapped(
@@ -293,11 +268,33 @@ async def serve_wrapped(
         gateway = await stack.enter_async_context(Gateway(policy, workspace, approver=approvals))
         version = gateway.version
         launch = sandboxed(version.engine, *adapted(command, env))
-        pins = _pins(key, name, PinStore(), version, command, workspace)
+        store = PinStore()
+        live: weakref.WeakSet[Upstream] = weakref.WeakSet()
 
         def single(session: Session) -> Single:
-            return Single(Upstream(name, launch, session, gateway.calls, version, pins=pins))
+            pins = pins_of(key, name, store, version, command, workspace)
+            upstream = Upstream(name, launch, session, gateway.calls, version, pins=pins)
+            live.add(upstream)
+            return Single(upstream)
 
+        async def reload() -> str:
+            nonlocal version
+            assert source is not None
+            new = source.load()
+            if new.digest == version.policy.digest:
+                return ""
+            if held(new) != held(version.policy):
+                raise PolicyError(
+                    "its sandbox would be another, and the server runs in the old one; restart it"
+                )
+            version = Version(policy=new, engine=version.engine)
+            for upstream in live:
+                upstream.version = version
+            approvals.policies_in_force({new.digest})
+            return f"reloaded: {new.name} is at version {new.digest[:12]}"
+
+        if source is not None:
+            await stack.enter_async_context(reloading(gateway, source.stamp, reload))
         if http is None:
             await serve_stdio(single)
         else:

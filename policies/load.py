@@ -59,6 +59,33 @@ class PolicySource:
                 return path, origin
         return path, "path"
 
+    def stamp(self) -> tuple[object, ...]:
+        """Changes whenever a file does that the policy is made of, or could be: also where a name
+        begins to stand for another file, or a broken file is mended."""
+        found: list[object] = []
+        seen: list[str] = []
+        name: object = self.name
+        while isinstance(name, str):
+            try:
+                path = _find(name, self.project, tuple(seen))
+            except PolicyError:
+                path = Path()
+            directories = [] if "/" in name else [d for d, _ in _directories(self.project)]
+            for file in dict.fromkeys([path, *(d / f"{name}.yaml" for d in directories)]):
+                try:
+                    stat = file.stat()
+                    found.append((str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino))
+                except OSError:
+                    found.append(str(file))
+            if str(path) in seen:
+                break
+            seen.append(str(path))
+            try:
+                name = _read(path)[0].get("extends")
+            except PolicyError:
+                break
+        return tuple(found)
+
     def new_file(self) -> Path:
         """The user's own file of this name, which goes before the shipped one."""
         return dict((o, d) for d, o in _directories(self.project))["user"] / f"{self.name}.yaml"

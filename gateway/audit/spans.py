@@ -136,6 +136,14 @@ def event(name: str, attributes: Mapping[str, str | int | float | bool]) -> None
         span.add_event(name, attributes)
 
 
+def reloaded(reason: str, policy: str, version: str, text: str) -> None:
+    """A span of its own for a change of policy: there is no call that it belongs to."""
+    with _tracer.start_as_current_span("purple.reload") as span:
+        attributes = {REASON: reason, POLICY: policy, POLICY_VERSION: version}
+        span.add_event("purple.reload", {**attributes, "purple.reload.text": text})
+        span.set_attributes(attributes)
+
+
 def configure() -> None:
     """Set up the SDK and its OTLP exporters when the standard `OTEL_*` variables ask for it."""
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":

@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
     print(f"purple: serving {workspace.resolve()} under {policy.name} on {where}", file=sys.stderr)
     try:
-        asyncio.run(serve_tools(policy, workspace, servers, http=http, source=source))
+        asyncio.run(
+            serve_tools(policy, workspace, servers, http=http, source=source, config=args.config)
+        )
     except PolicyError as error:
         return fail(str(error))
     except IsolationError as error:

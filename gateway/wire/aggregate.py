@@ -16,8 +16,10 @@ from ..config import skeleton
 from . import jsonrpc
 from .acts import Backend
 from .builtin import INFO, cacheable, described, stamped
+from .eras import LISTS as LIST_CHANGES
+from .eras import heard
 from .jsonrpc import Message, RpcError, is_object, list_of, object_of, too_deep
-from .session import SUBSCRIPTION, Client, Exchange
+from .session import SUBSCRIPTION, Client, Exchange, Session
 
 SEPARATOR = "__"
 START_SECONDS = 20.0
@@ -46,6 +48,7 @@ class Many:
         self._said: dict[str, Message] = {}
         self._owners: dict[str, str] = {}
         self._templates: dict[str, tuple[re.Pattern[str], str]] = {}
+        self._listening: list[Exchange] = []
 
     async def handle(self, exchange: Exchange) -> Message:
         """As `session.Handler.handle`."""
@@ -81,6 +84,27 @@ class Many:
         """As `session.Handler.notified`."""
         for backend in self._backends.values():
             backend.notified(client, method, params)
+
+    def replace(self, backends: Sequence[Backend]) -> None:
+        """Have these from now on; what is known of one that stays is kept."""
+        now = {backend.name: backend for backend in backends}
+        for name, old in self._backends.items():
+            if now.get(name) is not old:
+                self._said.pop(name, None)
+        self._owners = {uri: name for uri, name in self._owners.items() if name in now}
+        self._templates = {t: found for t, found in self._templates.items() if found[1] in now}
+        self._backends = now
+
+    def tell(self, session: Session) -> None:
+        """Tell the client that every list has changed."""
+        for method in LIST_CHANGES:
+            if session.client is not None and session.client.era == "legacy":
+                session.send(jsonrpc.notification(method, None))
+            for exchange in self._listening:
+                filters = object_of((exchange.params or {}).get("notifications"))
+                if heard(filters, method, None):
+                    meta = {SUBSCRIPTION: exchange.id}
+                    exchange.emit(jsonrpc.notification(method, {"_meta": meta}))
 
     async def aclose(self) -> None:
         """As `session.Handler.aclose`."""
@@ -179,6 +203,14 @@ class Many:
             jsonrpc.notification("notifications/subscriptions/acknowledged", acknowledged)
         )
         exchange.quiet.add("notifications/subscriptions/acknowledged")  # the servers' own
+        self._listening.append(exchange)
+        try:
+            await self._listen_to_each(exchange, params, wanted)
+        finally:
+            self._listening.remove(exchange)
+        return {"_meta": meta}
+
+    async def _listen_to_each(self, exchange: Exchange, params: Message, wanted: Message) -> None:
         async with asyncio.TaskGroup() as group:
             for name in self._said:
                 if name:
@@ -192,7 +224,6 @@ class Many:
                     )
                     group.create_task(work)
             await asyncio.Event().wait()
-        return {"_meta": meta}
 
     async def _each(
         self, exchange: Exchange, names: Sequence[str], method: str, params: Message

@@ -69,7 +69,7 @@ class Upstream:
         name: In rules and records.
         launch: Starts it.
         session: Whom it serves.
-        calls, version: Who decides, and by what.
+        calls, version: Who decides, and by what; `version` may be replaced, for calls to come.
         pins: What it may not change without a person; None: anything.
         request_seconds: The longest that a request may take without progress.
     """
@@ -81,7 +81,7 @@ class Upstream:
         self.name = name
         self.era: Literal["legacy", "modern"] = "legacy"
         self._launch, self._session = launch, session
-        self._calls, self._version = calls, version
+        self._calls, self.version = calls, version
         self._watch = Watch(pins) if pins is not None else None
         self._seconds = request_seconds
         self._said: Message = {}
@@ -126,7 +126,7 @@ class Upstream:
             if self._watch is not None:
                 problem = await self._watch.problem(method, params, partial(self._page, exchange))
             return await act(
-                self._calls, self._version, self._session, exchange.client, self.name, method,
+                self._calls, self.version, self._session, exchange.client, self.name, method,
                 params, forward, exchange, problem,
             )  # fmt: skip
         result: Message = await self._sifted(method, params, forward(params))
@@ -161,6 +161,12 @@ class Upstream:
         """As `Backend.notified`."""
         if self._pipe is not None and (client.era == self.era or not method.startswith("notif")):
             self._send(jsonrpc.notification(method, params))
+
+    async def retire(self) -> None:
+        """End the server once its requests have ended, but for subscriptions."""
+        while any(e.method != "subscriptions/listen" for e in self._mine):
+            await asyncio.sleep(0.1)
+        await self.aclose()
 
     async def aclose(self) -> None:
         """End the server: its stdin is closed, and what is left after two seconds is killed."""
@@ -523,7 +529,7 @@ class Upstream:
                 answer: Any = {}
             elif method in ACTING:
                 answer = await act(
-                    self._calls, self._version, self._session, client, self.name, method, params,
+                    self._calls, self.version, self._session, client, self.name, method, params,
                     partial(self._question, client, method, reasons), self._carrier(),
                 )  # fmt: skip
             else:

@@ -1,0 +1,76 @@
+"""Policies and configuration that change while the gateway runs.
+
+Theory of operation
+    Once a second, and at once on SIGHUP, the files are looked at by their stat. When one has changed,
+    everything is read and made anew before anything is put in force; what is wrong with it is said on
+    stderr, in the record and as a span, and what was in force stays. Stat alone can miss a change
+    within one tick of the file system's clock that keeps the length; an editor makes none such.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from ..isolation import IsolationError
+from ..policies import PolicyError
+from .config import ConfigError
+from .gateway import Gateway
+from .reasons import Reason
+
+PERIOD_SECONDS = 1.0
+
+
+@contextlib.asynccontextmanager
+async def reloading(
+    gateway: Gateway, stamp: Callable[[], object], reload: Callable[[], Awaitable[str]]
+) -> AsyncGenerator[None]:
+    """Reload whenever something changes, while entered.
+
+    Args:
+        gateway: Whose record says so.
+        stamp: Changes when a file does. Reads the file system, in a thread.
+        reload: Reads and puts in force; returns what it did, "" for nothing. What it raises as
+            `PolicyError`, `ConfigError` or `IsolationError` has changed nothing.
+    """
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(ValueError, RuntimeError):  # only in the main thread
+        loop.add_signal_handler(signal.SIGHUP, asked.set)
+    known = await asyncio.to_thread(stamp)
+
+    async def watch() -> None:
+        nonlocal known
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asked.wait(), PERIOD_SECONDS)
+            now = await asyncio.to_thread(stamp)
+            if now != known or asked.is_set():
+                asked.clear()
+                known = now
+                await _once(gateway, reload)
+
+    task = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        with contextlib.suppress(ValueError, RuntimeError):
+            loop.remove_signal_handler(signal.SIGHUP)
+
+
+async def _once(gateway: Gateway, reload: Callable[[], Awaitable[str]]) -> None:
+    try:
+        done = await reload()
+    except (PolicyError, ConfigError, IsolationError) as error:
+        text = f"reload refused, {gateway.policy.name} stays as it was: {error}"
+        print(f"purple: {text}", file=sys.stderr, flush=True)
+        gateway.note(Reason.RELOAD_REFUSED, gateway.policy, text)
+        return
+    if done:
+        print(f"purple: {done}", file=sys.stderr, flush=True)
+        gateway.note(Reason.COMPLETED, gateway.policy, done)
