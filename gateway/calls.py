@@ -24,7 +24,7 @@ from ..isolation import Engine, View
 from ..policies import CanonicalError, Decision, Grant, Place, Policy, Rules, narrow
 from ..policies.rules import ambiguous, judge, stricter
 from .audit import AuditLog, spans
-from .audit.record import recorded_arguments
+from .audit.record import recorded_arguments, recorded_output
 from .flows import Flows
 from .reasons import Reason
 
@@ -248,6 +248,9 @@ class Calls:
             try:
                 ran = await self._carry_out(call, decision, version, run, problem, end)
                 end = {**end, **ran.facts, "reason": str(ran.reason)}
+                audit = version.policy.audit
+                if (output := recorded_output(ran.result, audit.output, audit.redact)) is not None:
+                    end["output"] = output
                 is_error = bool(ran.result.get("isError"))
                 return Outcome(
                     call_id=call.call_id, reason=ran.reason, decision=decision, result=ran.result

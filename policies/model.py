@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from .units import parse_bytes, parse_seconds
+from .units import parse_bytes, parse_cores, parse_seconds
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Cores = Annotated[float, BeforeValidator(parse_cores)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
 Effect = Literal["allow", "ask", "deny"]
@@ -79,7 +80,7 @@ class Resources(_Section):
     """
 
     memory_bytes: Bytes | None = Field(default=None, alias="memory_limit")
-    cpu_cores: float | None = Field(default=None, alias="cpu_shares", gt=0)
+    cpu_cores: Cores | None = Field(default=None, alias="cpu_shares", gt=0)
     processes: int | None = Field(default=None, ge=1)
     wall_seconds: Seconds | None = Field(default=None, alias="timeout")
     open_files: int | None = Field(default=None, ge=16)

@@ -1,12 +1,14 @@
-"""Sizes and durations as people write them, to numbers. Pure functions."""
+"""Sizes and durations as people write them, to numbers."""
 
 from __future__ import annotations
 
+import os
 import re
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?(/s)?", re.IGNORECASE)
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
 
 
@@ -46,3 +48,20 @@ def parse_seconds(value: float | str) -> float:
     if not 0 < seconds < float("inf"):
         raise ValueError("a duration is more than zero")
     return seconds
+
+
+def parse_cores(value: float | str) -> float:
+    """`0.5` cores, or `"90%"` of those that this process may run on.
+
+    Raises:
+        ValueError: zero, negative, over 100 %, or neither.
+    """
+    if isinstance(value, bool):
+        raise ValueError("CPUs are a number of cores or a share such as 90%")
+    if isinstance(value, int | float):
+        return float(value)
+    match = _SHARE.fullmatch(value.strip())
+    share = float(match[1]) / 100 if match else 0.0
+    if not 0 < share <= 1:
+        raise ValueError(f"{value!r} is no number of CPUs; write 0.5, 2, or 90% of this machine's")
+    return round(share * len(os.sched_getaffinity(0)), 3)

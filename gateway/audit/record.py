@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 REDACTED = "[redacted]"
+_MOST_OUTPUT_CHARACTERS, _KEPT_CHARACTERS = 1 << 20, 64 << 10
 
 
 def canonical(value: Any) -> str:
@@ -41,3 +42,20 @@ def recorded_arguments(
     if mode == "none":
         return None
     return {"sha256": digest(arguments)} if mode == "hash" else redact(arguments, names)
+
+
+def recorded_output(
+    result: Mapping[str, Any], mode: Literal["full", "hash", "none"], names: tuple[str, ...]
+) -> Any:
+    """What goes into the record of what a call gave: redacted, its digest, or nothing.
+
+    A result whose spelling is over a mebibyte is not kept whole: its digest, size and first part are.
+    """
+    if mode == "none":
+        return None
+    if mode == "hash":
+        return {"sha256": digest(result)}
+    text = canonical(redact(result, names))
+    if len(text) <= _MOST_OUTPUT_CHARACTERS:
+        return json.loads(text)
+    return {"sha256": digest(result), "characters": len(text), "begins": text[:_KEPT_CHARACTERS]}
