@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from ..isolation import Engine, View
+from ..isolation.egress.connections import MOST_KEPT
 from ..policies import CanonicalError, Decision, Grant, Place, Policy, Rules, narrow
 from ..policies.rules import ambiguous, judge, stricter
 from .audit import AuditLog, spans
@@ -285,9 +286,7 @@ class Calls:
             problem = await self._not_allowed(call, decision, version, end)
         if problem is not None:
             return _refused(problem)
-        self.flows.mark(call.client, call.session, call.marks, call.call_id)
-        if call.marks:
-            end["flow_marks"] = list(call.marks.values())
+        self._mark(call, call.marks, end)
         passed: list[Stage] = []
         for stage in self._stages:
             refusal = await stage.before(call, decision, version)
@@ -297,9 +296,19 @@ class Calls:
             passed.append(stage)
         else:
             ran = await run(call, version)
+            if version.rules.flow and (made := ran.facts.get("connections")):
+                hosts = [c.get("name") or c.get("address", "") for c in made if "reason" not in c]
+                known = len(made) < MOST_KEPT
+                self._mark(call, version.rules.flow.reached(hosts, all_known=known), end)
         for stage in reversed(passed):
             ran = await stage.after(call, ran, version)
         return ran
+
+    def _mark(self, call: Call, marks: Mapping[str, str], end: dict[str, Any]) -> None:
+        """Note what a call has taken in, for its session and in its record."""
+        if marks:
+            self.flows.mark(call.client, call.session, marks, call.call_id)
+            end["flow_marks"] = [*end.get("flow_marks", ()), *marks.values()]
 
     async def _not_allowed(
         self, call: Call, decision: Decision, version: Version, end: dict[str, Any]

@@ -5,12 +5,13 @@ the calls that could send it out meet from then on. Who judges keeps the marks o
 which rules a call sets off, and what a marked session's call meets.
 
 A call whose arguments say all that it touches is known by them. What a command, or a server that
-outlives its calls, has read nobody knows: it counts as having read whatever its sandbox shows it.
+outlives its calls, has read nobody knows: it counts as having read whatever its sandbox shows it. The
+hosts that a command was connected with are known when it has ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -34,20 +35,12 @@ class Flow:
     Args:
         policy: Whose `flow` these are.
         place: Where relative patterns begin.
-
-    Raises:
-        ValueError: a host pattern means nothing; names the rule.
     """
 
     def __init__(self, policy: Policy, place: Place) -> None:
         self._isolated = policy.network.isolated
         self._reachable = tuple(rule.host for rule in policy.network.allow)
-        self._rules: list[_Rule] = []
-        for index, rule in enumerate(policy.flow):
-            try:
-                self._rules.append(_Rule(index, rule, place))
-            except ValueError as error:
-                raise ValueError(f"flow[{index}].after.host: {error}") from None
+        self._rules = [_Rule(index, rule, place) for index, rule in enumerate(policy.flow)]
 
     def __bool__(self) -> bool:
         return bool(self._rules)
@@ -89,9 +82,27 @@ class Flow:
         for pattern, start in rule.starts:
             if sees(start):
                 return f"had {pattern} in its sandbox"
-        if not self._isolated and any(rule.may_match_host(host) for host in self._reachable):
+        # The connections of a command are known when it has ended: `reached`.
+        known = not request.server and request.tool == "shell"
+        if not known and not self._isolated and any(map(rule.may_match_host, self._reachable)):
             return "could reach such a host"
         return ""
+
+    def reached(self, hosts: Sequence[str], *, all_known: bool = True) -> dict[str, str]:
+        """The rules that a command has set off by the hosts that it was connected with.
+
+        Args:
+            hosts: Names, or addresses where there was no name.
+            all_known: Whether these are all; else every rule about hosts counts as set off.
+        """
+        found: dict[str, str] = {}
+        for rule in self._rules:
+            if not all_known and rule.hosts:
+                found[rule.key] = "had more connections than are kept"
+            for host in hosts:
+                if any(matches(host) for matches in rule.hosts):
+                    found[rule.key] = f"was connected with {host}"
+        return found
 
     def verdict(self, request: Request, grant: Grant, marked: Mapping[str, str]) -> Decision | None:
         """What a call meets in a session with these marks; None where that is nothing.

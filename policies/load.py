@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from .errors import PolicyError
 from .model import Policy
-from .rules import Rules, compile_expression
+from .rules import compile_expression
 
 _SHIPPED = Path(__file__).parent / "profiles"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -112,11 +112,6 @@ def load_policy(name_or_path: str, *, project: Path | None = None) -> Policy:
             key = f"tools.rules[{index}].when"
             line = lines.get(("tools", "rules", index, "when"), 0)
             raise PolicyError(str(error), file=str(path), line=line, key=key) from None
-    try:
-        Rules(policy).flow  # noqa: B018
-    except ValueError as error:
-        key, _, said = str(error).partition(": ")
-        raise PolicyError(said, file=str(path), line=lines.get(("flow",), 0), key=key) from None
     return policy
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from .units import parse_bytes, parse_cores, parse_seconds
 
@@ -214,6 +214,15 @@ class FlowSource(_Section):
     read: Texts = ()
     host: Texts = ()
     tool: Texts = ()
+
+    @field_validator("host")
+    @classmethod
+    def _patterns(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        from .hosts import host_pattern
+
+        for host in hosts:
+            host_pattern(host)
+        return hosts
 
     @model_validator(mode="after")
     def _some(self) -> Self:

@@ -99,7 +99,7 @@ class Rules:
 
     @cached_property
     def flow(self) -> Flow:
-        """The policy's flow rules. Raises `ValueError`: a pattern means nothing."""
+        """The policy's flow rules."""
         from .flow import Flow
 
         return Flow(self.policy, self.place)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from purplebox import Gateway
-from purplebox.gateway.calls import Approval, Call, Version
+from purplebox.gateway.calls import Approval, Call, Ran, Version, text_result
 from purplebox.gateway.flows import Flows
 from purplebox.policies import Decision, Policy, load_policy
 
@@ -99,6 +99,34 @@ def test_a_call_that_is_refused_marks_nothing(tree: Path) -> None:
             refused = await gateway.call("read_file", {"path": "private/note"})
             assert refused.reason == "policy_denied"
             assert (await gateway.call(*WRITE)).reason == "completed"
+
+    asyncio.run(go())
+
+
+def test_a_command_marks_by_its_connections(tree: Path) -> None:
+    """The connections are as the egress gate reports them; that it does is tests/isolation/egress."""
+    fields = load_policy("base").model_dump(by_alias=True)
+    rule = {"after": {"host": "a.example"}, "then": {"tool": {"write_*": "deny"}}}
+    wanted = Policy.model_validate({**fields, "flow": (rule,)})
+    made = {"via": "direct", "name": "a.example", "address": "192.0.2.1", "port": 443}
+    cases: list[tuple[list[dict[str, Any]], str]] = [
+        ([], "completed"),
+        ([{**made, "name": "b.example"}], "completed"),
+        ([{**made, "reason": "host_denied"}], "completed"),
+        ([{**made, "name": "b.example"}, made], "flow_denied"),
+    ]
+
+    async def go() -> None:
+        async with Gateway(wanted, tree, audit_log=tree.parent / "log") as gateway:
+            for connections, reason in cases:
+
+                async def run(call: Call, version: Version, facts: Any = connections) -> Ran:
+                    return Ran(result=text_result(""), facts={"connections": facts})
+
+                call = Call(tool="shell", arguments={"command": "curl"})
+                await gateway.calls.call(call, gateway.version, run)
+                assert (await gateway.call(*WRITE)).reason == reason
+        assert '"was connected with a.example"' in (tree.parent / "log").read_text()
 
     asyncio.run(go())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from purplebox import Gateway
-from purplebox.gateway.calls import Outcome
+from purplebox.gateway.calls import Call, Outcome, Ran, Version, text_result
 from purplebox.policies import Policy, load_policy
 
 BASE = load_policy("base")
@@ -80,3 +81,32 @@ def test_the_record_has_what_a_call_was_granted(tree: Path) -> None:
     grant = end["grant"]
     assert (grant["scope"], grant["read"], grant["write"]) == ("call", [f"{tree}/plain"], [])
     assert grant["landlock_abi"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"path": "plain"}, "completed"), ({"path": "/srv/none"}, "outside_grant"),
+        ({"path": "away"}, "outside_grant"), ({"undeclared": "/srv/none"}, "completed"),
+    ],
+)  # fmt: skip
+def test_a_server_is_not_told_of_what_lies_outside(tree: Path, arguments: dict[str, Any], reason: str) -> None:  # fmt: skip
+    (tree / "away").symlink_to("/srv/none")
+    tools = type(BASE.tools).model_validate({"arguments": {"s__*": {"path": "read"}}})
+    policy = BASE.model_copy(update={"tools": tools})
+    told: list[Any] = []
+
+    async def run(call: Call, version: Version) -> Ran:
+        told.append(call.arguments)
+        return Ran(result=text_result("done"))
+
+    async def go() -> Outcome:
+        async with Gateway(policy, tree, audit_log=tree.parent / "log") as gateway:
+            call = Call(tool="get", server="s", arguments=arguments)
+            return await gateway.calls.call(call, gateway.version, run)
+
+    outcome = asyncio.run(go())
+    assert outcome.reason == reason
+    assert len(told) == (reason == "completed")
+    if reason != "completed":
+        assert "outside what policy base grants" in outcome.text

@@ -61,8 +61,10 @@ def test_a_command_has_read_what_its_sandbox_shows() -> None:
         ({"host": "*.example"}, "http_request", "", {"url": "https://A.example/x"}, True),
         ({"host": "*.example"}, "http_request", "", {"url": "https://a.b.example/x"}, False),
         ({"host": "x 10.0.0.0/8"}, "http_request", "", {"url": "http://10.1.2.3/"}, True),
-        ({"host": "a.example"}, "shell", "", {"command": "curl x"}, True),
-        ({"host": "a.invalid"}, "shell", "", {"command": "curl x"}, False),
+        ({"host": "a.example"}, "shell", "", {"command": "curl x"}, False),  # known when it ends
+        ({"host": "a.example"}, "process_start", "", {"command": "curl x"}, True),
+        ({"host": "a.example"}, "anything", "s", {}, True),
+        ({"host": "a.invalid"}, "anything", "s", {}, False),
         ({"tool": "mail__*"}, "read", "mail", {}, True),
         ({"tool": "mail__*"}, "read", "post", {}, False),
         ({"tool": "x read"}, "read", "post", {}, True),
@@ -75,6 +77,17 @@ def test_taking_in_what_is_untrusted_marks(
     after = {k: tuple(v.split()) for k, v in after.items()}
     compiled = rules({"after": after, "then": {"tool": {"x": "deny"}}}, network=OPEN)
     assert bool(marks(compiled, tool, arguments, server, "/nowhere")) == marked
+
+
+def test_a_command_has_taken_in_what_it_was_connected_with() -> None:
+    rule = {"after": {"host": ("**.example", "10.0.0.0/8")}, "then": {"network": "deny"}}
+    flow = rules(rule, NOTES, network=OPEN).flow
+    assert list(flow.reached(["x.invalid", "192.0.2.1"]).values()) == []
+    assert list(flow.reached(["x.invalid", "a.example"]).values()) == [
+        "was connected with a.example"
+    ]
+    assert list(flow.reached(["10.0.0.1"]).values()) == ["was connected with 10.0.0.1"]
+    assert len(flow.reached([], all_known=False)) == 1
 
 
 def verdict(compiled: Rules, tool: str, arguments: dict[str, Any], server: str = "", *, marked: bool = True) -> tuple[str, str] | None:  # fmt: skip
