@@ -167,6 +167,10 @@ def _call_rule(rule: Any) -> str:
     return f"{rule.action} {rule.syscall} when argument {rule.arg} {rule.op} {rule.value}"
 
 
+def _approved(call: Any) -> str:
+    return f"{call.server and call.server + ': '}{call.tool} {_said(call.arguments)}"
+
+
 def _credential(credential: Any) -> str:
     place = credential.header or f"?{credential.query}"
     return f"{place} for {credential.host}"
@@ -225,6 +229,9 @@ _KEYS: dict[str, Callable[[Any, Any], Iterator[_Found]]] = {
     "tools.default": _choice("a tool that no rule names", "deny", "ask", "allow"),
     "tools.rules": _rules,
     "tools.arguments": _map("arguments of"),
+    "tools.approved": _grants("is not asked about {}", "is asked about {} again", _approved),
+    "approvals.timeout": _limit("time to answer", _seconds),
+    "approvals.clients": _grants("{} may show questions", "{} may no longer show questions"),
     "flow": _items("flow rule"),
     "audit.arguments": _choice("arguments in the record"),
     "audit.output": _choice("output in the record"),

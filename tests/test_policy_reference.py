@@ -35,7 +35,8 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
         if not section:
             yield key, field
         for found in inner:
-            yield from fields(found, f"{key}." if section else f"{key}[].")
+            several = get_origin(kind) in (tuple, dict)
+            yield from fields(found, f"{key}[]." if several else f"{key}.")
 
 
 KEYS = {key: field for key, field in fields(Policy) if not key.startswith(SAME)}
