@@ -198,14 +198,27 @@ def search_text(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def move(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Rename a file or directory; an existing target is refused unless `overwrite`."""
+    """Rename a file or directory; an existing target is refused unless `overwrite`, a directory anyway.
+
+    A link at the target is replaced, never followed: shutil.move would move into what it leads to.
+    """
     source, target = arguments["source"], arguments["destination"]
-    if os.path.lexists(target) and not arguments.get("overwrite", False):
+    exists = os.path.lexists(target)
+    if exists and not arguments.get("overwrite", False):
         raise FileExistsError(
             errno.EEXIST, "destination exists; set overwrite to replace it", target
         )
+    if exists and stat.S_ISDIR(os.lstat(target).st_mode):
+        raise IsADirectoryError(errno.EISDIR, "a directory; name the new path in it", target)
     os.lstat(source)
-    shutil.move(source, target)
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        if exists:
+            os.unlink(target)
+        shutil.move(source, target)
     return {"source": source, "destination": target}
 
 

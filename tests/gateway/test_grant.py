@@ -110,3 +110,17 @@ def test_a_server_is_not_told_of_what_lies_outside(tree: Path, arguments: dict[s
     assert len(told) == (reason == "completed")
     if reason != "completed":
         assert "outside what policy base grants" in outcome.text
+
+
+def test_a_move_from_one_mount_to_another_copies(tree: Path) -> None:
+    (tree / ".git").mkdir()  # what is protected in it makes it a mount of its own
+    for name in ("config", "description"):
+        (tree / ".git" / name).write_text(name)
+    (tree / ".git/dir").mkdir()
+    (tree / ".git/dir/x").write_text("x")
+    for source, target in (("description", "moved"), ("dir", "new")):
+        outcome = call(BASE, tree, "move", source=f".git/{source}", destination=target)
+        assert outcome.content == {"source": f".git/{source}", "destination": target}
+    assert (tree / "moved").read_text() == "description"
+    assert (tree / "new/x").read_text() == "x"
+    assert sorted(path.name for path in (tree / ".git").iterdir()) == ["config"]

@@ -99,6 +99,16 @@ def test_moving_and_deleting_keep_what_they_name(tree: Path) -> None:
     assert (tree / "b/three").exists()
 
 
+def test_moving_onto_a_link_replaces_it(tree: Path) -> None:
+    (tree / "link").symlink_to("b")
+    grant = write(tree / "a/one", tree / "link")
+    moved = {"source": "a/one", "destination": "link", "overwrite": True}
+    assert call(tree, "move", grant, **moved) == {"source": "a/one", "destination": "link"}
+    assert ((tree / "link").read_text(), sorted(os.listdir(tree / "b"))) == ("a/one", ["three"])
+    assert call(tree, "move", None, source="a/two", destination="b", overwrite=True) == "EISDIR"
+    assert call(tree, "move", None, source="a/two", destination="b/two") != "EISDIR"
+
+
 def test_a_link_in_the_way_of_a_grant_is_refused(tree: Path) -> None:
     (tree / "link").symlink_to("b/three")
     (tree / "dir").symlink_to("b")
