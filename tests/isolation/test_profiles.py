@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import os
 import shutil
 import socket
@@ -150,7 +152,7 @@ def test_ml_training_trains_with_workers_and_leaves_a_checkpoint(workspace: Path
 
 
 SERVING = """
-import http.client, http.server, json, mmap, threading
+import http.server, json, mmap, sys
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
@@ -162,19 +164,45 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 with open("weights", "rb") as file:
     weights = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Handler)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-client = http.client.HTTPConnection("127.0.0.1", 8000)
-client.request("POST", "/v1/completions", json.dumps({"prompt": "hello "}))
-print(json.loads(client.getresponse().read())["text"])
-server.shutdown()
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
+print("ready", flush=True)
+server.serve_forever()
 """
 
 
 def test_llm_inference_serves_a_model_that_it_cannot_change(workspace: Path) -> None:
     (workspace / "serve.py").write_text(SERVING)
     (workspace / "weights").write_bytes(b"world" * 100_000)
-    assert done("llm-inference", workspace, "python3 serve.py") == ["hello world\n"]
+    policy = load_policy("llm-inference")
+    assert policy.network.listen == (8000,)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    network = policy.network.model_copy(update={"listen": (port,)})
+    policy = policy.model_copy(update={"network": network})
+
+    def ask() -> str:
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        client.request("POST", "/v1/completions", json.dumps({"prompt": "hello "}))
+        answer: str = json.loads(client.getresponse().read())["text"]
+        client.close()
+        return answer
+
+    async def serve() -> str:
+        ready = asyncio.Event()
+
+        def heard(name: str, data: bytes) -> None:
+            ready.set()
+
+        async with Engine(policy, workspace) as engine:
+            argv = ["python3", "serve.py", str(port)]
+            server = asyncio.create_task(engine.run(argv, on_output=heard))
+            await ready.wait()
+            answer = await asyncio.to_thread(ask)
+            server.cancel()
+            await asyncio.gather(server, return_exceptions=True)
+        return answer
+
+    assert asyncio.run(serve()) == "hello world"
     (denied,) = run("llm-inference", workspace, "echo x >> weights")
     assert b"Read-only file system" in denied.stderr
     assert run("base", workspace, "echo x >> weights")[0].exit_code == 0
