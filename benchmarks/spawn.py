@@ -3,7 +3,8 @@
 Run it: python benchmarks/spawn.py [--rounds N]
 Peers: `subprocess.run(…, start_new_session=True)` from this asyncio process, and bubblewrap with
 the same restrictions (read-only binds, private /tmp /dev /proc, uid 1000 in a user namespace, no
-network, no capabilities, new session). Figures are medians and their ratios; only ratios inside
+network, no capabilities, new session; no seccomp, no Landlock, no cgroup), and firejail without a
+profile, where they are installed. Figures are medians and their ratios; only ratios inside
 one run mean anything.
 """
 
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import os
 import shutil
 import statistics
 import subprocess
@@ -22,6 +25,10 @@ from pathlib import Path
 from purplebox.isolation import Engine
 from purplebox.policies import load_policy
 
+FIREJAIL = (
+    "firejail", "--quiet", "--noprofile", "--net=none", "--private-tmp", "--private-dev",
+    "--caps.drop=all", "--nonewprivs", "--seccomp",
+)  # fmt: skip
 Case = Callable[[], Awaitable[None]]
 
 
@@ -45,6 +52,30 @@ def bwrap(workspace: Path) -> list[str]:
         arguments += ["--symlink", str(Path(path).readlink()), path]
     arguments += ["--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev"]
     return [*arguments, "--bind", str(workspace), str(workspace), "--chdir", str(workspace)]
+
+
+class CpuTime:
+    """CPU time of this process and of whatever comes of it, counted by a cgroup (v1) of its own.
+
+    Unlike wall time it is not changed by what else the machine does. None where it cannot be had.
+    """
+
+    def __init__(self) -> None:
+        self._path = Path(f"/sys/fs/cgroup/cpuacct/purple-bench-{os.getpid()}")
+        with contextlib.suppress(OSError):
+            self._path.mkdir()
+            (self._path / "cgroup.procs").write_text(str(os.getpid()))
+
+    def seconds(self) -> float | None:
+        try:
+            return int((self._path / "cpuacct.usage").read_text()) / 1e9
+        except OSError:
+            return None
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            (self._path.parent / "cgroup.procs").write_text(str(os.getpid()))
+            self._path.rmdir()
 
 
 async def interleave(cases: dict[str, Case], rounds: int, pause: float) -> dict[str, float]:
@@ -81,6 +112,7 @@ async def measure(rounds: int) -> None:
     workspace = Path(tempfile.mkdtemp(prefix="purple-bench-"))
     workspace.chmod(0o755)
     policy = load_policy("base")
+    cpu = CpuTime()
     box = bwrap(workspace) if shutil.which("bwrap") else None
     try:
         async with Engine(policy, workspace) as engine:
@@ -92,6 +124,8 @@ async def measure(rounds: int) -> None:
                 cases: dict[str, Case] = {"subprocess": plain(*command), "purple": ours}
                 if box:
                     cases["bwrap"] = plain(*box, *command)
+                if shutil.which("firejail"):
+                    cases["firejail"] = plain(*FIREJAIL, *command)
                 table(" ".join(command), await interleave(cases, rounds, 0.02))
 
             async def many(case: Case, total: int, flight: int) -> float:
@@ -126,14 +160,26 @@ async def measure(rounds: int) -> None:
                 ("sustained, 8 in flight", 200, 0.5),
             ):
                 rates: dict[str, list[float]] = {name: [] for name in peers}
+                used: dict[str, list[float]] = {name: [] for name in peers}
                 for _ in range(max(3, rounds // (10 if total == 8 else 40))):
                     for name, case in peers.items():
                         await asyncio.sleep(pause)
+                        before = cpu.seconds()
                         rates[name].append(await many(case, total, 8))
-                print(f"\n{title}\n| case | calls/s | × bwrap |\n|---|---|---|")
+                        await asyncio.sleep(pause)  # replacements are part of the cost
+                        after = cpu.seconds()
+                        if before is not None and after is not None:
+                            used[name].append((after - before) / total)
+                print(f"\n{title}\n| case | calls/s | × bwrap | CPU ms a call | bwrap's ÷ that |")
+                print("|---|---|---|---|---|")
                 for name, found in rates.items():
-                    ratio = statistics.median(found) / statistics.median(rates.get("bwrap", found))
-                    print(f"| {name} | {statistics.median(found):.0f} | {ratio:.2f} |")
+                    peer = "bwrap" if box else name
+                    ratio = statistics.median(found) / statistics.median(rates[peer])
+                    line = f"| {name} | {statistics.median(found):.0f} | {ratio:.2f} |"
+                    if mine := used[name]:
+                        share = statistics.median(used[peer]) / statistics.median(mine)
+                        line += f" {statistics.median(mine) * 1000:.2f} | {share:.2f} |"
+                    print(line)
 
         async def first() -> None:
             async with Engine(policy, workspace) as engine:
@@ -147,6 +193,7 @@ async def measure(rounds: int) -> None:
             await interleave(cases, rounds // 4, 0.05),
         )
     finally:
+        cpu.close()
         shutil.rmtree(workspace)
 
 
