@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..isolation import CommandNotFound, Engine
+from ..isolation import CommandNotFound, Engine, View
 from ..policies import Policy, PolicySource
 from .calls import Version
 from .config import ServerSpec
@@ -65,8 +65,16 @@ class Servers:
         self._ending: asyncio.Task[None] | None = None
         self._sessions: weakref.WeakSet[_Behind] = weakref.WeakSet()
 
-    async def put(self, specs: Sequence[ServerSpec], outer: Policy) -> bool:
+    async def put(
+        self, specs: Sequence[ServerSpec], outer: Policy,
+        steady: Callable[[PolicySource], PolicySource] = lambda source: source,
+    ) -> bool:  # fmt: skip
         """Have these servers, their calls judged by `outer`, too; returns whether anything changed.
+
+        Args:
+            specs: In their order.
+            outer: The gateway's policy.
+            steady: Says what is read for a policy, or refuses it.
 
         Raises:
             PolicyError, SetupError, EnforcementError: one of them cannot be used; nothing has changed.
@@ -105,6 +113,10 @@ class Servers:
     def digests(self) -> set[str]:
         """Versions of the policies that calls of these servers are judged by."""
         return {server.version.policy.digest for server in self._servers}
+
+    def views(self) -> list[View]:
+        """What the servers' sandboxes see."""
+        return [server.version.engine.view for server in self._servers]
 
     def sources(self) -> list[PolicySource]:
         """Where the servers' own policies come from."""

@@ -3,7 +3,8 @@
 Theory of operation
     Once a second, and at once on SIGHUP, the files are looked at by their stat. When one has changed,
     everything is read and made anew before anything is put in force; what is wrong with it is said on
-    stderr, in the record and as a span, and what was in force stays. Stat alone can miss a change
+    stderr, in the record and as a span, and what was in force stays. A file that a sandboxed command
+    could have written is never read again: `steady`. Stat alone can miss a change
     within one tick of the file system's clock that keeps the length; an editor makes none such.
 """
 
@@ -13,10 +14,12 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from ..isolation import IsolationError
-from ..policies import PolicyError
+from ..isolation import IsolationError, View
+from ..policies import PolicyError, PolicySource
 from .config import ConfigError
 from .gateway import Gateway
 from .reasons import Reason
@@ -61,6 +64,31 @@ async def reloading(
         await asyncio.gather(task, return_exceptions=True)
         with contextlib.suppress(ValueError, RuntimeError):
             loop.remove_signal_handler(signal.SIGHUP)
+
+
+def steady(source: PolicySource, views: Sequence[View]) -> PolicySource:
+    """What to read again for `source`: nothing of it can a sandboxed command write.
+
+    Raises:
+        PolicyError: one of its files is in a place that one of the views lets commands write to: an
+            agent would make its own policy.
+    """
+    for file in source.files():
+        refuse_changeable(file, views)
+    # Nor what could turn up there before it is read.
+    project = source.project
+    if project is not None and any(view.changeable(str(project)) for view in views):
+        return replace(source, project=None)
+    return source
+
+
+def refuse_changeable(path: Path, views: Sequence[View]) -> None:
+    """Raise `PolicyError` for a file that commands can write."""
+    if any(view.changeable(str(path)) for view in views):
+        raise PolicyError(
+            "commands in the sandbox can write here, so a change is not put in force while the gateway "
+            "runs; restart it, or keep the file elsewhere", file=str(path),
+        )  # fmt: skip
 
 
 async def _once(gateway: Gateway, reload: Callable[[], Awaitable[str]]) -> None:

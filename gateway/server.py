@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ..isolation import IsolationError
@@ -24,7 +25,7 @@ from .calls import Version
 from .config import ServerSpec, load_servers
 from .gateway import Gateway
 from .pins import PinStore
-from .reload import reloading
+from .reload import refuse_changeable, reloading, steady
 from .runners import adapted
 from .wire import jsonrpc
 from .wire.builtin import BuiltIns
@@ -184,13 +185,17 @@ async def serve_tools(
 
         async def reload() -> str:
             assert source is not None
-            new, before = source.load(), gateway.policy.digest
-            specs = load_servers(config) if config is not None else servers
-            changed = await behind.put(specs, new)
+            views = [gateway.version.engine.view, *behind.views()]
+            new, before = steady(source, views).load(), gateway.policy.digest
+            specs = servers
+            if config is not None:
+                refuse_changeable(config, views)
+                specs = load_servers(config)
+            changed = await behind.put(specs, new, partial(steady, views=views))
             try:
                 await gateway.replace(new)
             except IsolationError:
-                await behind.put(specs, gateway.policy)
+                await behind.put(specs, gateway.policy, partial(steady, views=views))
                 raise
             approvals.policies_in_force({new.digest, *behind.digests()})
             if new.digest == before and not changed:
@@ -280,7 +285,7 @@ async def serve_wrapped(
         async def reload() -> str:
             nonlocal version
             assert source is not None
-            new = source.load()
+            new = steady(source, [version.engine.view]).load()
             if new.digest == version.policy.digest:
                 return ""
             if held(new) != held(version.policy):

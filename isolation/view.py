@@ -115,6 +115,15 @@ class View:
         except ValueError:  # too much is hidden; what is not known to be hidden is seen
             return True
 
+    def changeable(self, path: str) -> bool:
+        """Whether a command could change the file, or put another in its place.
+
+        `filesystem.protect` does not count: it holds for what is there when a command starts.
+        """
+        plan = self._plan
+        writable = [*plan.write, *([plan.workspace or ""] if plan.workspace_writable else [])]
+        return _covers(writable, [os.path.abspath(path), os.path.realpath(path)])
+
     def beyond(self, grant: Grant) -> Beyond | None:
         """The first path or host of `grant` that the policy does not reach; None where it has all."""
         name, plan = self._policy.name, self._plan

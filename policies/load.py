@@ -86,6 +86,18 @@ class PolicySource:
                 break
         return tuple(found)
 
+    def files(self) -> list[Path]:
+        """Every file that `load` reads now. Raises `PolicyError`."""
+        found: list[Path] = []
+        name: object = self.name
+        while isinstance(name, str):
+            path = _find(name, self.project, tuple(map(str, found)))
+            if path in found:
+                break
+            found.append(path)
+            name = _read(path)[0].get("extends")
+        return found
+
     def new_file(self) -> Path:
         """The user's own file of this name, which goes before the shipped one."""
         return dict((o, d) for d, o in _directories(self.project))["user"] / f"{self.name}.yaml"

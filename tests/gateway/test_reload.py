@@ -144,6 +144,35 @@ def test_a_changed_policy_is_in_force_and_a_broken_one_is_not(
     assert not verify(log).problems
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_command_cannot_change_the_policy_that_it_runs_under(
+    inside: bool, workspace: Path, wire_type: Any
+) -> None:
+    path = (workspace if inside else workspace.parent) / "mine.yaml"
+    path.write_text(profile("delete"))
+    (workspace / "a").write_text("x")
+    evil = profile("move")
+
+    async def go() -> None:
+        async with running(wire_type, "serve", "-p", str(path), "-w", str(workspace)) as (
+            wire,
+            gateway,
+        ):
+            assert await call(wire, "delete", path="a") == "refused"
+            if inside:
+                # What an agent would do.
+                assert await call(wire, "write_file", path="mine.yaml", content=evil) == "ran"
+                await said(gateway, "commands in the sandbox can write here")
+                assert await call(wire, "delete", path="a") == "refused"
+            else:  # the control: the same change by the person, elsewhere
+                replaced(path, evil)
+                await said(gateway, "reloaded")
+                assert await call(wire, "delete", path="a") == "ran"
+
+    asyncio.run(go())
+    assert (workspace / "a").exists() == inside
+
+
 def test_a_hangup_reloads_at_once(workspace: Path, wire_type: Any) -> None:
     path = workspace.parent / "mine.yaml"
     path.write_text(profile("shell"))
