@@ -7,6 +7,7 @@ the host parser of the URL standard (a name whose last label is a number is an I
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NoReturn
 
@@ -44,6 +45,7 @@ _GLOBAL_UNICAST_6 = IPv6Network("2000::/3")
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]*|[0-9]+")
 
 
+@lru_cache(1024)
 def special_class(address: Address) -> str:
     """The class for which `address` is refused unless a policy names it; "" for the public rest.
 

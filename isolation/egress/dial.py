@@ -9,7 +9,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from ...policies.addresses import Address, unmapped
+from ...policies.addresses import Address, special_class, unmapped
 from ...policies.hosts import Hosts, Verdict, Why
 from .sockets import RawStream, Tally
 
@@ -59,6 +59,11 @@ def is_own(address: Address) -> bool:
     return True
 
 
+def _matters(address: Address) -> bool:
+    """Whether it is the host's own and not refused already for what it is."""
+    return not special_class(address) and is_own(address)
+
+
 class Dialer:
     """Dials for one policy.
 
@@ -88,7 +93,7 @@ class Dialer:
         if not found:
             raise _failed(Why.UNRESOLVED, f"{name} has no address")
         verdicts = [
-            (a, self._hosts.decide_address(a, port, name=name, own=is_own(a)))
+            (a, self._hosts.decide_address(a, port, name=name, own=_matters(a)))
             for a in found[:_MOST_ADDRESSES]
         ]
         allowed = [(a, verdict) for a, verdict in verdicts if verdict.allowed]
@@ -98,7 +103,7 @@ class Dialer:
 
     def literal(self, address: Address, port: int) -> Verdict:
         """The policy's word on an address that was asked for as such."""
-        return self._hosts.decide_address(address, port, own=is_own(address))
+        return self._hosts.decide_address(address, port, own=_matters(address))
 
     async def connect(
         self, addresses: Sequence[Address], port: int, what: str, tally: Tally

@@ -29,7 +29,8 @@ from .ca import Authority
 from .credentials import Vault
 from .http import Decide, Inspector, OnExchange, Origin
 from .http1 import Dial, Http1
-from .http2 import PREFACE, Http2
+from .http2 import Http2
+from .http2_side import PREFACE
 from .sockets import relay
 from .tls import (
     CHUNK_BYTES,
