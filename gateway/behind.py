@@ -37,6 +37,7 @@ _JUDGING = (
     "pins",
     "flow",
     "audit",
+    "screens",
     "require",
 )
 
@@ -140,7 +141,7 @@ class Servers:
         self._old, self._servers = [], []
 
     def _server(self, spec: ServerSpec, own: Policy, outer: Policy, engine: Engine) -> _Server:
-        version = Version(policy=both(outer, own), engine=engine)
+        version = Version(policy=both(outer, own), engine=engine, secrets=spec.env)
         workspace = spec.workspace or self._workspace
         key = f"{spec.origin}#{spec.name}"
         pins = pins_of(key, spec.name, self._store, version, spec.argv, workspace)

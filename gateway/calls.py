@@ -13,6 +13,7 @@ Theory of operation
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,9 @@ from .audit import AuditLog, spans
 from .audit.record import recorded_arguments, recorded_output
 from .flows import Flows
 from .reasons import Reason
+from .screens.known import known_secrets
+from .screens.progress import screened
+from .screens.screen import Screen
 
 if TYPE_CHECKING:
     from .approvals.question import Asker
@@ -37,10 +41,22 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """What a call is judged by and runs under: a policy and the engine that holds it."""
+    """What a call is judged by and runs under: a policy and the engine that holds it.
+
+    Attributes:
+        policy, engine: These.
+        secrets: Name and value of what is given to the sandbox beyond the policy and must not come
+            back: the environment that a configuration names for a server.
+    """
 
     policy: Policy
     engine: Engine
+    secrets: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+
+    @cached_property
+    def screen(self) -> Screen:
+        """What results are looked through with, made once."""
+        return Screen(self.policy, known_secrets(self.policy, os.environ, self.secrets))
 
     @cached_property
     def rules(self) -> Rules:
@@ -236,13 +252,17 @@ class Calls:
         Raises:
             OSError: the record cannot be written; nothing has run.
         """
+        await version.screen.prepare(dict(call.arguments))  # nothing waits once it is judged
         if problem is not None:
             decision = Decision(effect="deny", reason=problem.reason, rule=problem.rule)
         else:
             marked = self.flows.of(call.client, call.session)
             call, decision = judge_call(call, version.rules, version.engine.view, marked)
         with spans.tool_call(call.tool):
-            call = replace(call, call_id=self._begin(call, decision, version))
+            call = replace(
+                call, call_id=self._begin(call, decision, version),
+                progress=screened(version.screen, call.progress),
+            )  # fmt: skip
             started = time.monotonic()
             end: dict[str, Any] = {"reason": str(Reason.CANCELLED)}
             is_error = True
@@ -258,7 +278,7 @@ class Calls:
                 )
             except Exception as error:
                 end["reason"] = str(Reason.INTERNAL_ERROR)
-                end["error"] = f"{type(error).__name__}: {error}"
+                end["error"] = version.screen.text(f"{type(error).__name__}: {error}")
                 raise
             finally:
                 end["wall_seconds"] = round(time.monotonic() - started, 4)
@@ -272,7 +292,10 @@ class Calls:
             "tool": call.tool, "server": call.server, "client": call.client,
             "session": call.session, "policy": policy.name, "policy_version": policy.digest,
             "effect": decision.effect, "rule": decision.rule, "decision_reason": decision.reason,
-            "arguments": recorded_arguments(call.arguments, audit.arguments, audit.redact),
+            "arguments": recorded_arguments(
+                version.screen.recorded(call.arguments) if audit.arguments == "full"
+                else call.arguments, audit.arguments, audit.redact,
+            ),
             "enforcement": enforcement.to_json(), **spans.identity(),
         })  # fmt: skip
         spans.begun(call_id, policy, decision, enforcement)

@@ -20,6 +20,7 @@ from .approvals import Approvals, Asker, Callback, Question
 from .audit import AuditLog, default_path, spans
 from .calls import Approver, Call, Calls, Outcome, Progress, Refusal, Stage, Version
 from .reasons import Reason
+from .screens import Screens
 from .tools import TOOLS, BuiltIn, ToolDefinition
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Gateway:
             log.close()
             raise
         self._log, self._version = log, Version(policy=self._policy, engine=engine)
-        self._calls = Calls(log, stages=self._stages, approver=self._approver)
+        self._calls = Calls(log, stages=(Screens(), *self._stages), approver=self._approver)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -21,6 +21,7 @@ class Reason(StrEnum):
     PIN_MISMATCH = "pin_mismatch"
     RELOAD_REFUSED = "reload_refused"
     RATE_LIMITED = "rate_limited"
+    RESULT_WITHHELD = "result_withheld"
     INVALID_ARGUMENTS = "invalid_arguments"
     UNKNOWN_TOOL = "unknown_tool"
     COMMAND_NOT_FOUND = "command_not_found"

@@ -10,7 +10,7 @@ import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -271,7 +271,7 @@ async def serve_wrapped(
         whose = f"wrap, {name}, {policy.name}, {workspace.resolve()}"
         approvals = await _approvals(stack, whose, source)
         gateway = await stack.enter_async_context(Gateway(policy, workspace, approver=approvals))
-        version = gateway.version
+        version = replace(gateway.version, secrets=env or {})
         launch = sandboxed(version.engine, *adapted(command, env))
         store = PinStore()
         live: weakref.WeakSet[Upstream] = weakref.WeakSet()
@@ -292,7 +292,7 @@ async def serve_wrapped(
                 raise PolicyError(
                     "its sandbox would be another, and the server runs in the old one; restart it"
                 )
-            version = Version(policy=new, engine=version.engine)
+            version = replace(version, policy=new)
             for upstream in live:
                 upstream.version = version
             approvals.policies_in_force({new.digest})

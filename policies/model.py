@@ -300,6 +300,18 @@ class Audit(_Section):
     redact: tuple[str, ...] = ("password", "token", "secret", "api_key", "authorization")
 
 
+class Screens(_Section):
+    """What results and definitions are looked through for.
+
+    The policy's own credentials are redacted always. `wrap` marks text that speaks to the model as
+    untrusted; `withhold` hands on nothing of what holds such text.
+    """
+
+    characters: Literal["remove", "off"] = "remove"
+    secrets: Literal["redact", "flag", "off"] = "redact"
+    injection: Literal["flag", "wrap", "withhold", "off"] = "flag"
+
+
 class Policy(_Section):
     """One policy, whole and merged."""
 
@@ -318,6 +330,7 @@ class Policy(_Section):
     pins: Pins = Pins()
     flow: tuple[FlowRule, ...] = ()
     audit: Audit = Audit()
+    screens: Screens = Screens()
     require: tuple[LayerName, ...] = _ALWAYS
 
     @property

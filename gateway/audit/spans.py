@@ -31,7 +31,7 @@ _EXECUTE_TOOL = "execute_tool"
 POLICY, POLICY_VERSION = "purple.policy.name", "purple.policy.version"
 EFFECT, RULE, REASON = "purple.decision.effect", "purple.decision.rule", "purple.reason"
 CALL_ID, EXIT_CODE = "purple.call.id", "process.exit.code"
-ENFORCEMENT = "purple.enforcement."
+ENFORCEMENT, SCREENS = "purple.enforcement.", "purple.screens."
 CONNECTION = "purple.connection"
 _MOST_EVENTS = 64
 USAGE, LIMITS = "purple.usage.", "purple.limits"
@@ -92,6 +92,8 @@ def ended(end: Mapping[str, Any], *, is_error: bool) -> None:
         LIMITS: [str(limit["key"]) for limit in end.get("limits", ())] or None,
         **{USAGE + name: value for name, value in usage.items()},
     })  # fmt: skip
+    for kind, counts in end.get("screens", {}).items():
+        annotate({SCREENS + kind: sum(counts.values())})
     if is_error:
         annotate({ERROR_TYPE: "tool_error"})
     span = trace.get_current_span()

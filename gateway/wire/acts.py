@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 from ..calls import Call, Calls, Ran, Refusal, Version, text_result
 from ..reasons import Reason
+from ..screens import Findings
 from . import jsonrpc
 from .asking import ClientAsker
-from .jsonrpc import Message, RpcError, is_object
+from .jsonrpc import Message, RpcError, is_object, object_of
 from .session import Client, Exchange, Session
 
 # Requests that read, change or cost something, besides tools/call. To the rules the method is the
@@ -17,6 +18,9 @@ from .session import Client, Exchange, Session
 ACTING = frozenset(
     {"resources/read", "prompts/get", "sampling/createMessage", "elicitation/create"}
 )
+# What a server asks of a client.
+ASKING = frozenset({"sampling/createMessage", "elicitation/create"})
+_ERROR = "error"
 
 
 class Backend(Protocol):
@@ -76,6 +80,16 @@ async def act(
     if not isinstance(tool, str):
         raise RpcError(jsonrpc.INVALID_PARAMS, "name must be a string")
     failed: RpcError | None = None
+    facts: dict[str, Any] = {}
+    if method in ASKING:  # towards the client: screened before anybody sees it
+        findings = Findings()
+        given = version.screen.value(given, findings)
+        params = given
+        if findings:
+            facts["request_screens"] = findings.to_json()
+        if version.screen.withholds(findings):
+            text = version.screen.withheld(f"{method} of server {server!r}", findings)
+            problem = Refusal(reason=Reason.RESULT_WITHHELD, rule="screens.injection", text=text)
 
     async def run(call: Call, _: Version) -> Ran:
         nonlocal failed
@@ -83,16 +97,16 @@ async def act(
             result = await forward(_with(params, call.arguments, given, is_tool))
         except RpcError as error:
             failed = error
-            placeholder = text_result(str(error), is_error=True)
-            facts = {"rpc_error": error.code}
+            placeholder = text_result(str(error), {_ERROR: error.error}, is_error=True)
+            facts["rpc_error"] = error.code
             return Ran(result=placeholder, reason=Reason.OPERATION_FAILED, facts=facts)
         if not is_object(result):
             failed = RpcError(jsonrpc.INTERNAL_ERROR, f"Server {server!r} answered no object")
-            return Ran(
-                result=text_result(str(failed), is_error=True), reason=Reason.OPERATION_FAILED
-            )
+            placeholder = text_result(str(failed), {_ERROR: failed.error}, is_error=True)
+            return Ran(result=placeholder, reason=Reason.OPERATION_FAILED, facts=facts)
         bad = is_tool and result.get("isError") is True
-        return Ran(result=result, reason=Reason.OPERATION_FAILED if bad else Reason.COMPLETED)
+        reason = Reason.OPERATION_FAILED if bad else Reason.COMPLETED
+        return Ran(result=result, reason=reason, facts=facts)
 
     call = Call(
         tool=tool, arguments=given, server=server, client=client.name, session=session.id,
@@ -100,9 +114,8 @@ async def act(
     )  # fmt: skip
     outcome = await calls.call(call, version, run, problem=problem)
     if failed is not None:
-        if outcome.text != str(failed):  # a screen has rewritten it
-            raise RpcError(failed.code, outcome.text)
-        raise failed
+        error = object_of(outcome.content).get(_ERROR)  # as the screens have left it
+        raise RpcError.of(error) if error else RpcError(failed.code, outcome.text)
     if not is_tool and outcome.is_error and "content" in outcome.result:
         data = {"reason": str(outcome.reason), "rule": outcome.decision.rule}
         raise RpcError(jsonrpc.REFUSED, outcome.text, data)

@@ -24,6 +24,8 @@ from ..calls import Calls, Version
 from ..pins import Pins, Watch
 from ..pins.watch import Withheld
 from ..reasons import Reason
+from ..screens import Findings, definitions, detectors
+from ..screens.progress import Pieces
 from . import eras, jsonrpc, tracing
 from .acts import ACTING, act
 from .jsonrpc import Id, Message, RpcError, list_of, object_of
@@ -106,6 +108,7 @@ class Upstream:
         """As `Backend.describe`."""
         await self._open(client)
         said = self._watch.introduced(self._said) if self._watch is not None else self._said
+        said = definitions.introduced(self.version.screen, self.name, said)
         if client.era == self.era:
             return said
         return eras.introduction(client, said, self.era == "modern")
@@ -129,8 +132,44 @@ class Upstream:
                 self._calls, self.version, self._session, exchange.client, self.name, method,
                 params, forward, exchange, problem,
             )  # fmt: skip
-        result: Message = await self._sifted(method, params, forward(params))
-        return result
+        return await self._screened(method, self._sifted(method, params, forward(params)))
+
+    async def _screened(self, method: str, answer: Awaitable[Any]) -> Message:
+        """The answer to what does not act, or its error, screened."""
+        screen = self.version.screen
+        try:
+            try:
+                result = await answer
+                await screen.prepare(result)
+            except RpcError as error:
+                raise RpcError.of(definitions.passed(screen, method, error.error)) from None
+            if method in definitions.LISTS and jsonrpc.is_object(result):
+                return definitions.listed(screen, self.name, method, result)
+            passed: Message = definitions.passed(screen, method, result)
+            return passed
+        except definitions.Withheld as problem:
+            raise RpcError(jsonrpc.REFUSED, str(problem)) from None
+
+    def _asking(self, method: str, params: Any) -> Any:
+        """What a server asks of the client in its answer, screened. Raises `RpcError`."""
+        try:
+            return definitions.passed(self.version.screen, method, params)
+        except definitions.Withheld as problem:
+            raise RpcError(jsonrpc.REFUSED, str(problem)) from None
+
+    def _progress(self, exchange: Exchange) -> Callable[[Message], None]:
+        """`exchange.progress`, its messages screened; what is split over two is found, too."""
+        screen = self.version.screen
+        pieces = Pieces(screen, by_line=False)
+
+        def send(params: Message) -> None:
+            message = params.get("message")
+            rest = screen.value({k: v for k, v in params.items() if k != "message"}, Findings())
+            if isinstance(message, str):
+                rest["message"] = pieces.feed(message)
+            exchange.progress(rest)
+
+        return send
 
     async def _sifted(self, method: str, params: Message | None, answer: Awaitable[Any]) -> Any:
         """The answer, without what the pins withhold."""
@@ -206,7 +245,7 @@ class Upstream:
                 result = await self._asks.ask(
                     self._send, method, traced,
                     seconds=self._seconds if method != "subscriptions/listen" else 10**9,
-                    progress=exchange.progress, reason=lambda: exchange.reason, on_id=on_id,
+                    progress=self._progress(exchange), reason=lambda: exchange.reason, on_id=on_id,
                 )  # fmt: skip
         finally:
             for id in listening:
@@ -233,7 +272,8 @@ class Upstream:
                 if not questions:
                     raise eras.modern_error(error) from None
                 for question in questions:
-                    answer = object_of(await exchange.ask("elicitation/create", question))
+                    passed = self._asking("elicitation/create", question)
+                    answer = object_of(await exchange.ask("elicitation/create", passed))
                     if answer.get("action") != "accept":
                         text = "The client declined what the server asked for"
                         raise RpcError(jsonrpc.REFUSED, text) from None
@@ -285,7 +325,9 @@ class Upstream:
             answers: Message = {}
             for key, question in object_of(result.get("inputRequests")).items():
                 asked = object_of(question)
-                answers[key] = await exchange.ask(str(asked.get("method")), asked.get("params"))
+                wanted = str(asked.get("method"))
+                passed = self._asking(wanted, asked.get("params"))
+                answers[key] = await exchange.ask(wanted, passed)
             more = {"inputResponses": answers} if answers else {}
             if "requestState" in result:
                 more["requestState"] = result["requestState"]
@@ -347,6 +389,7 @@ class Upstream:
         pipe.start()
         try:
             await self._greet(client)
+            detectors.load_soon()  # what it will say is looked through, and not all of it may wait
         except BaseException:
             await self._abandon(pipe)
             raise
@@ -486,6 +529,11 @@ class Upstream:
         client = self._session.client
         if client is None:
             return
+        with contextlib.suppress(definitions.Withheld):
+            params = definitions.passed(self.version.screen, method, params)
+            self._notify(client, method, params)
+
+    def _notify(self, client: Client, method: str, params: Message | None) -> None:
         if self.era == "modern":
             id = object_of((params or {}).get("_meta")).get(SUBSCRIPTION)
             if client.era == "modern" and type(id) is int and params is not None:
