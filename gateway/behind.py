@@ -38,6 +38,7 @@ _JUDGING = (
     "flow",
     "audit",
     "screens",
+    "limits",
     "require",
 )
 
@@ -208,7 +209,10 @@ def pins_of(
 
 
 def both(outer: Policy, own: Policy) -> Policy:
-    """A server's policy whose calls the gateway's rules judge, too; the stricter default holds."""
+    """A server's policy whose calls the gateway's rules judge and limits hold, too; the stricter
+    default holds."""
+    limits = tuple(dict.fromkeys((*outer.limits, *own.limits)))
+    own = own.model_copy(update={"limits": limits})
     if (outer.tools, outer.flow, outer.approvals) == (own.tools, own.flow, own.approvals):
         return own
     order = ("deny", "ask", "allow")

@@ -13,6 +13,7 @@ Theory of operation
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -28,15 +29,19 @@ from ..policies.rules import ambiguous, judge, stricter
 from .audit import AuditLog, spans
 from .audit.record import recorded_arguments, recorded_output
 from .flows import Flows
-from .reasons import Reason
+from .reasons import MEANINGS, Reason
 from .screens.known import known_secrets
 from .screens.progress import screened
 from .screens.screen import Screen
+from .wire.jsonrpc import object_of
 
 if TYPE_CHECKING:
     from .approvals.question import Asker
 
 Progress = Callable[[str], None]
+REFUSAL = "purplebox/refusal"  # in a result's `_meta`
+CONNECTIONS = "purplebox/connections"
+_MOST_TOLD = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +61,8 @@ class Version:
     @cached_property
     def screen(self) -> Screen:
         """What results are looked through with, made once."""
-        return Screen(self.policy, known_secrets(self.policy, os.environ, self.secrets))
+        known = known_secrets(self.policy, os.environ, self.secrets)
+        return Screen(self.policy, {**known, **self.engine.credentials})
 
     @cached_property
     def rules(self) -> Rules:
@@ -171,7 +177,8 @@ class Stage(Protocol):
         ...
 
     async def after(self, call: Call, ran: Ran, version: Version) -> Ran:
-        """Change what is returned and recorded. Called once for each `before` that let it pass."""
+        """Change what is returned and recorded. Called once for each `before` that let it pass, also
+        when the run was cancelled or has failed: then what it returns is not used."""
         ...
 
 
@@ -270,7 +277,8 @@ class Calls:
                 ran = await self._carry_out(call, decision, version, run, problem, end)
                 end = {**end, **ran.facts, "reason": str(ran.reason)}
                 audit = version.policy.audit
-                if (output := recorded_output(ran.result, audit.output, audit.redact)) is not None:
+                kept = version.screen.recorded(ran.result) if audit.output == "full" else ran.result
+                if (output := recorded_output(kept, audit.output, audit.redact)) is not None:
                     end["output"] = output
                 is_error = bool(ran.result.get("isError"))
                 return Outcome(
@@ -308,17 +316,25 @@ class Calls:
         if problem is None and decision.effect != "allow":
             problem = await self._not_allowed(call, decision, version, end)
         if problem is not None:
-            return _refused(problem)
+            return refused(problem)
         self._mark(call, call.marks, end)
         passed: list[Stage] = []
         for stage in self._stages:
             refusal = await stage.before(call, decision, version)
             if refusal is not None:
-                ran = _refused(refusal)
+                ran = refused(refusal)
                 break
             passed.append(stage)
         else:
-            ran = await run(call, version)
+            try:
+                ran = _told(await run(call, version))
+            except BaseException as error:
+                cancelled = isinstance(error, asyncio.CancelledError)
+                reason = Reason.CANCELLED if cancelled else Reason.INTERNAL_ERROR
+                ran = Ran(result=text_result("", is_error=True), reason=reason)
+                for stage in reversed(passed):
+                    await stage.after(call, ran, version)
+                raise
             if version.rules.flow and (made := ran.facts.get("connections")):
                 hosts = [c.get("name") or c.get("address", "") for c in made if "reason" not in c]
                 known = len(made) < MOST_KEPT
@@ -389,9 +405,28 @@ def judge_call(
     return replace(call, arguments=request.arguments, grant=grant, marks=marks), decision
 
 
-def _refused(refusal: Refusal) -> Ran:
+def _told(ran: Ran) -> Ran:
+    """With the connections that were refused in `_meta`, for programs; the text is for the model."""
+    refused = [
+        {key: said[key] for key in ("reason", "rule", "name", "address", "port") if key in said}
+        for said in ran.facts.get("connections", ())
+        if said.get("reason")
+    ]
+    if not refused:
+        return ran
+    meta = {**object_of(ran.result.get("_meta")), CONNECTIONS: refused[:_MOST_TOLD]}
+    return replace(ran, result={**ran.result, "_meta": meta})
+
+
+def refused(refusal: Refusal) -> Ran:
+    """What a refusal gives, for client and record."""
     facts: dict[str, Any] = {"refused_by": refusal.rule}
+    told: dict[str, Any] = {
+        "reason": str(refusal.reason), "rule": refusal.rule,
+        "person": refusal.person or MEANINGS[refusal.reason][1],
+    }  # fmt: skip
     if refusal.retry_seconds is not None:
-        facts["retry_seconds"] = refusal.retry_seconds
+        facts["retry_seconds"] = told["retry_seconds"] = refusal.retry_seconds
     result = text_result(refusal.text, is_error=True)
+    result["_meta"] = {REFUSAL: told}
     return Ran(result=result, reason=refusal.reason, facts=facts)

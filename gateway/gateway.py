@@ -19,6 +19,7 @@ from ..policies import Policy, PolicySource
 from .approvals import Approvals, Asker, Callback, Question
 from .audit import AuditLog, default_path, spans
 from .calls import Approver, Call, Calls, Outcome, Progress, Refusal, Stage, Version
+from .limits import Limits
 from .reasons import Reason
 from .screens import Screens
 from .tools import TOOLS, BuiltIn, ToolDefinition
@@ -102,7 +103,9 @@ class Gateway:
             log.close()
             raise
         self._log, self._version = log, Version(policy=self._policy, engine=engine)
-        self._calls = Calls(log, stages=(Screens(), *self._stages), approver=self._approver)
+        self._calls = Calls(
+            log, stages=(Screens(), Limits(), *self._stages), approver=self._approver
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -21,7 +21,6 @@ from .approvals.callback import Callbacks
 from .approvals.channel import Channel, ChannelError
 from .audit import spans
 from .behind import Servers, held, pins_of
-from .calls import Version
 from .config import ServerSpec, load_servers
 from .gateway import Gateway
 from .pins import PinStore

@@ -147,6 +147,11 @@ class Engine:
         await self._operators.aclose()
         await self._close()
 
+    @property
+    def credentials(self) -> dict[str, str]:
+        """Names and values of what its egress puts into requests; {} before it has been entered."""
+        return {} if self._egress is None else self._egress.vault.values
+
     async def _close(self) -> None:
         if self._publisher is not None:
             self._publisher.close()

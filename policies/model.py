@@ -300,6 +300,30 @@ class Audit(_Section):
     redact: tuple[str, ...] = ("password", "token", "secret", "api_key", "authorization")
 
 
+class Limit(_Section):
+    """How much may be called: by what the globs name, counted for each combination of `per`.
+
+    Empty `per` counts all together. `calls`, `bytes` (arguments and results) and `time` (running)
+    are for a window of `every`; once one is reached, no further call begins until enough has left it.
+    """
+
+    tool: str = "*"
+    server: str = "*"
+    client: str = "*"
+    per: tuple[Literal["client", "session", "server", "tool"], ...] = ("client",)
+    every: Seconds = 60.0
+    calls: int | None = Field(default=None, ge=1)
+    concurrent: int | None = Field(default=None, ge=1)
+    bytes: Bytes | None = None
+    seconds: Seconds | None = Field(default=None, alias="time")
+
+    @model_validator(mode="after")
+    def _limits(self) -> Self:
+        if (self.calls, self.concurrent, self.bytes, self.seconds) == (None, None, None, None):
+            raise ValueError("say what is limited: `calls`, `concurrent`, `bytes` or `time`")
+        return self
+
+
 class Screens(_Section):
     """What results and definitions are looked through for.
 
@@ -331,6 +355,7 @@ class Policy(_Section):
     flow: tuple[FlowRule, ...] = ()
     audit: Audit = Audit()
     screens: Screens = Screens()
+    limits: tuple[Limit, ...] = ()
     require: tuple[LayerName, ...] = _ALWAYS
 
     @property

@@ -25,7 +25,7 @@ class Screens:
 
     async def after(self, call: Call, ran: Ran, version: Version) -> Ran:
         """As `Stage.after`."""
-        from ..calls import Ran, text_result
+        from ..calls import Ran, Refusal, refused
 
         screen, findings = version.screen, Findings()
         both: list[Any] = [ran.result, dict(ran.facts)]
@@ -38,12 +38,14 @@ class Screens:
             return ran
         facts = {**facts, "screens": findings.to_json()}
         if screen.withholds(findings):
-            what = f"the result of {call.tool}"
-            held = text_result(screen.withheld(what, findings), is_error=True)
+            text = screen.withheld(f"the result of {call.tool}", findings)
+            refusal = Refusal(reason=Reason.RESULT_WITHHELD, rule="screens.injection", text=text)
+            held = refused(refusal)
             return Ran(
-                result=noted(held, findings), reason=Reason.RESULT_WITHHELD,
-                facts={**facts, "refused_by": "screens.injection"},
-            )  # fmt: skip
+                result=noted(held.result, findings),
+                reason=held.reason,
+                facts={**facts, **held.facts},
+            )
         return Ran(result=noted(result, findings), reason=ran.reason, facts=facts)
 
 

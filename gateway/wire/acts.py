@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from ..calls import Call, Calls, Ran, Refusal, Version, text_result
+from ..calls import REFUSAL, Call, Calls, Ran, Refusal, Version, text_result
 from ..reasons import Reason
 from ..screens import Findings
 from . import jsonrpc
@@ -117,7 +117,8 @@ async def act(
         error = object_of(outcome.content).get(_ERROR)  # as the screens have left it
         raise RpcError.of(error) if error else RpcError(failed.code, outcome.text)
     if not is_tool and outcome.is_error and "content" in outcome.result:
-        data = {"reason": str(outcome.reason), "rule": outcome.decision.rule}
+        told = object_of(object_of(outcome.result.get("_meta")).get(REFUSAL))
+        data = {"reason": str(outcome.reason), "rule": outcome.decision.rule, **told}
         raise RpcError(jsonrpc.REFUSED, outcome.text, data)
     return outcome.result
 

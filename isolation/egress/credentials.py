@@ -110,6 +110,11 @@ class Vault:
         """Names and placeholders for the sandbox's environment."""
         return {s.name: s.placeholder.decode() for s in self._secrets}
 
+    @property
+    def values(self) -> dict[str, str]:
+        """Names and values, for those who see to it that they do not come back."""
+        return {s.name: s.value.decode("utf-8", "surrogateescape") for s in self._secrets}
+
     def of_host(self, host: str) -> tuple[Secret, ...]:
         """Those that requests to `host` get; of two for one place the first in the policy."""
         taken: set[tuple[str, str]] = set()
