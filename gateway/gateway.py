@@ -158,8 +158,10 @@ class Gateway:
         spans.reloaded(str(reason), policy.name, policy.digest, text)
 
     def tools(self) -> list[ToolDefinition]:
-        """The built-in tools, in the order in which they are listed."""
-        return [tool.definition for tool in TOOLS.values()]
+        """The built-in tools, in the order in which they are listed; `http_request` where the policy
+        has a network."""
+        left_out = {"http_request"} if self.policy.network.isolated else set[str]()
+        return [tool.definition for name, tool in TOOLS.items() if name not in left_out]
 
     async def call(
         self, tool: str, arguments: Mapping[str, Any] | None = None, *, client: str = "",

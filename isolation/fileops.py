@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import narrowing
+from . import fetch, narrowing
 
 MAX_ENTRIES = 2000
 MAX_READ_BYTES = 1 << 20
@@ -319,6 +319,7 @@ OPERATIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "search_text": search_text,
     "move": move,
     "delete": delete,
+    "http_request": fetch.http_request,
     # No tools: what the adapters of agent frameworks need of a workspace.
     "read_bytes": read_bytes,
     "write_bytes": write_bytes,
@@ -326,6 +327,8 @@ OPERATIONS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "make_directory": make_directory,
     "real_path": real_path,
 }
+# Done before anything is given up; what it returns takes the arguments' place.
+_PREPARE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"http_request": fetch.prepare}
 
 
 # Those that act on a symbolic link itself; the others are given paths that lead through none.
@@ -335,11 +338,13 @@ _ON_LINKS = frozenset({"move", "delete"})
 def main() -> None:
     """Do the operation asked for on stdin; its JSON goes to stdout."""
     request = json.load(sys.stdin)
-    operation, grant = request["operation"], request["grant"]
+    operation, grant, arguments = request["operation"], request["grant"], request["arguments"]
     reply: dict[str, Any]
     try:
+        if operation in _PREPARE:
+            arguments = _PREPARE[operation](arguments)
         abi = None if grant is None else narrowing.give_up(grant, links=operation in _ON_LINKS)
-        reply = {"value": OPERATIONS[operation](request["arguments"]), "landlock_abi": abi}
+        reply = {"value": OPERATIONS[operation](arguments), "landlock_abi": abi}
     except OSError as error:
         code = errno.errorcode.get(error.errno or 0, "EIO")
         where = f": {error.filename}" if error.filename else ""

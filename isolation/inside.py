@@ -10,7 +10,7 @@ import marshal
 from functools import cache
 from pathlib import Path
 
-_MODULES = ("libc", "landlock", "narrowing", "fileops")
+_MODULES = ("libc", "landlock", "narrowing", "fetch", "fileops")
 _START = """\
 import base64, marshal, sys, types
 package = sys.modules["inside"] = types.ModuleType("inside")

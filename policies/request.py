@@ -30,7 +30,7 @@ BUILT_IN: Mapping[str, Mapping[str, Kind]] = {
     "search_text": {"path": "read"},
     "move": {"source": "path", "destination": "write"},
     "delete": {"path": "write"},
-    "http_request": {"url": "url"},
+    "http_request": {"url": "url", "save_to": "write"},
     "workspace_diff": {"path": "read"},
     "workspace_discard": {"path": "write"},
 }

@@ -1,12 +1,13 @@
-"""The built-in tools: `definition` says what one is, `shell` and `files` are they; `notes` explains
+"""The built-in tools: `definition` says what one is, `shell`, `files` and `http` are they; `notes` explains
 to the model what a sandbox has stopped."""
 
 from __future__ import annotations
 
 from .definition import BuiltIn, ToolDefinition
 from .files import FILES
+from .http import HTTP_REQUEST
 from .shell import SHELL
 
-TOOLS: dict[str, BuiltIn] = {tool.definition.name: tool for tool in (SHELL, *FILES)}
+TOOLS: dict[str, BuiltIn] = {tool.definition.name: tool for tool in (SHELL, *FILES, HTTP_REQUEST)}
 
 __all__ = ["TOOLS", "BuiltIn", "ToolDefinition"]
