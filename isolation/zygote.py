@@ -136,7 +136,10 @@ class Zygote:
             raise SetupError(problem)
         self._keeper.send(b"{}")
         while True:
-            for fd, _ in self._epoll.poll(self._patience()):
+            events = [fd for fd, _ in self._epoll.poll(self._patience())]
+            # The keeper first: a spawn may wait for what it says, and then an event of the same batch
+            # would have us wait for a message that has been read already.
+            for fd in sorted(events, key=lambda fd: fd != self._keeper.fileno()):
                 if fd == self._gateway.fileno():
                     self._on_gateway()
                 elif fd == self._keeper.fileno():
@@ -192,7 +195,7 @@ class Zygote:
         try:
             slot.prepare(self._plan, self._home, network, fds, self._bpf)
             while slot.group and slot.group not in self._groups:
-                self._await_group()  # it is being made at the same time
+                self._on_keeper()  # it is being made at the same time
             files = self._groups[slot.group] if slot.group else []
             if slot.group and not files:
                 raise OSError("its cgroup could not be made; see stderr")
@@ -207,21 +210,6 @@ class Zygote:
         answer = {"spawned": slot.number, "watched": self._watcher is not None}
         socket.send_fds(self._gateway, [json.dumps(answer).encode()], slot.handed_out())
         slot.handed_over()
-
-    def _await_group(self) -> None:
-        """Wait for the keeper, and reap what ends meanwhile.
-
-        The keeper may be removing another cgroup first, which it cannot while a zombie of ours is in
-        it: who waited for the keeper alone would wait for ever.
-        """
-        poll = select.poll()  # not select(2): numbers over 1023
-        for fd in (self._keeper.fileno(), *self._of_fd):
-            poll.register(fd, select.POLLIN)
-        for fd, _ in poll.poll():
-            if fd == self._keeper.fileno():
-                self._on_keeper()
-            else:
-                self._on_end(fd)
 
     def _on_end(self, fd: int) -> None:
         slot = self._of_fd.pop(fd)
