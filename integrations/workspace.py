@@ -297,5 +297,9 @@ def _entry(found: dict[str, Any]) -> Entry:
 def _shown(value: dict[str, Any]) -> str:
     """What stages see of an answer: a file's text, or the JSON."""
     if "data" in value:
-        return _bytes(value).decode("utf-8", "replace")
+        data = _bytes(value)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:  # nothing that a screen could read, or may change
+            return f"binary, {len(data)} bytes"
     return json.dumps(value, ensure_ascii=False)
