@@ -28,7 +28,7 @@ RawClient = Callable[..., AbstractAsyncContextManager[Any]]
 # Of one call: when it was, who asked, and what the kernel measured of it.
 OWN = {
     "call_id", "id", "seq", "time", "at", "previous", "prev", "hash", "client", "session", "trace_id",
-    "span_id", "wall_seconds", "cpu_seconds", "memory_peak_bytes", "usage",
+    "span_id", "wall_seconds", "cpu_seconds", "memory_peak_bytes", "usage", "output",
 }  # fmt: skip
 CALLS: list[tuple[str, dict[str, Any]]] = [
     ("shell", {"command": "echo hi > made; exit 3"}),
