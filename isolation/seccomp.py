@@ -1,19 +1,21 @@
-"""seccomp: which system calls a sandbox may make, compiled once per policy by libseccomp.
+"""seccomp: which system calls a sandbox may make, compiled once per policy.
 
-Sources: seccomp(2), seccomp_rule_add(3). The groups carry systemd's names (systemd.exec(5),
+libseccomp knows the calls' numbers on each architecture; the program is bpf.py's. Sources: seccomp(2),
+seccomp_syscall_resolve_name(3). The groups carry systemd's names (systemd.exec(5),
 SystemCallFilter=); `@runtime` is ours: what the loader, a language runtime and the sandbox's own
 pid 1 need to start a program and to end it, and the calls by which a process can only give up more.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import socket
-import tempfile
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING
+
+from .bpf import ALLOW, Clause, Operator, Test, Verdict, assemble, errno_action
+from .widths import bits_of
 
 if TYPE_CHECKING:
     from ..policies import Policy, SyscallRule
@@ -159,7 +161,9 @@ _RUNNING = ("brk", "fcntl", "futex", "getdents64", "rt_sigreturn", "vfork")
 _NAMESPACE_FLAGS = 0x7E020080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _NETLINK_ROUTE = 0
-_CTL_OPTIMIZE = 8  # SCMP_FLTATR_CTL_OPTIMIZE, <seccomp.h>
+_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
+_REFUSE = errno_action(errno.EPERM)
+_ABSENT = errno_action(errno.ENOSYS)
 
 
 def expand(names: Iterable[str]) -> list[str]:
@@ -197,54 +201,115 @@ def hampered(policy: Policy) -> list[str]:
 def compile_filter(policy: Policy) -> bytes:
     """The policy's classic BPF program, as `struct sock_filter`s.
 
+    Of a call that `syscalls.rules` name: what the sandbox never allows is refused, then what a rule
+    denies; where rules allow, what none of them allows is refused; else the lists decide. Calls that
+    are newer than any known here do not exist (ENOSYS), so that programs fall back to older ones.
+
     Raises:
-        ValueError: an unknown call or group, a denied call that starting a program needs, or an
-            unknown operator. The text names it.
+        ValueError: an unknown call or group, a denied call that starting a program needs, a value
+            that its argument cannot have. The text names it.
+        ImportError: libseccomp is not installed.
+    """
+    rules = policy.syscalls
+    denied = set(expand(rules.deny)) | set(FLOOR)
+    if needed := sorted(denied & ESSENTIAL):
+        raise ValueError(f"syscalls.deny: {', '.join(needed)}: without it no program can start")
+    listed = {"clone", *GROUPS["@runtime"], *expand(rules.allow)}
+    for name in [*rules.allow, *rules.deny, *(rule.syscall for rule in rules.rules)]:
+        if not name.startswith("@") and number_of(name) is None:
+            raise ValueError(f"unknown system call {name} on this architecture")
+    verdicts: dict[int, Verdict] = {}
+    default = _REFUSE if rules.default_deny else ALLOW
+    names = {*listed, *denied, *_GUARDS, *(rule.syscall for rule in rules.rules)}
+    for name in sorted(names):
+        if (number := number_of(name)) is None:
+            continue
+        allowed = name not in denied and (not rules.default_deny or name in listed)
+        verdict = _verdict(name, rules.rules, allowed=allowed, denied=name in denied)
+        if verdict != Verdict(otherwise=default):
+            verdicts[number] = verdict
+    # Its flags sit behind a pointer; without it, glibc uses clone(2).
+    if (clone3 := number_of("clone3")) is not None:
+        verdicts[clone3] = Verdict(otherwise=_ABSENT)
+    beyond = _ABSENT if rules.default_deny else ALLOW
+    return assemble(verdicts, default, (_newest() + 1, beyond))
+
+
+def _verdict(
+    name: str, rules: Iterable[SyscallRule], *, allowed: bool, denied: bool
+) -> Verdict:  # fmt: skip
+    rules = [rule for rule in rules if rule.syscall == name]
+    allow = [rule for rule in rules if rule.action == "allow"]
+    if denied:
+        if allow:
+            raise ValueError(
+                f"syscalls.rules: {name} is never allowed in a sandbox"
+                if name in FLOOR
+                else f"syscalls.rules: {name} is in syscalls.deny, so no rule can allow it"
+            )
+        return Verdict(otherwise=_REFUSE)
+    if not allowed and not allow:
+        return Verdict(otherwise=_REFUSE)
+    clauses = [Clause(tests=tests, action=_REFUSE) for tests in _GUARDS.get(name, ())]
+    clauses += [
+        Clause(tests=_tests(rule), action=_REFUSE) for rule in rules if rule.action == "deny"
+    ]
+    clauses += [Clause(tests=_tests(rule), action=ALLOW) for rule in allow]
+    return Verdict(otherwise=_REFUSE if allow else ALLOW, clauses=clauses)
+
+
+def _test(name: str, argument: int, op: Operator, value: int) -> Test:
+    return Test(argument=argument, op=op, value=value, bits=bits_of(name, argument))
+
+
+# What is refused of a call that is allowed, whatever the policy says. The kernel reads 32 bits of
+# these arguments, and of clone(2)'s flags: lower_32_bits() in kernel/fork.c.
+_GUARDS: dict[str, list[tuple[Test, ...]]] = {
+    "clone": [(Test(argument=0, op="any_bits", value=_NAMESPACE_FLAGS, bits=32),)],
+    "ioctl": [(_test("ioctl", 1, "eq", number),) for number in (_TIOCSTI, _TIOCLINUX)],
+    "socket": [
+        tuple(_test("socket", 0, "ne", family) for family in _FAMILIES),
+        (
+            _test("socket", 0, "eq", socket.AF_NETLINK),
+            _test("socket", 2, "ne", _NETLINK_ROUTE),
+        ),
+    ],
+    "socketpair": [(_test("socketpair", 0, "ne", socket.AF_UNIX),)],
+}
+
+
+def _tests(rule: SyscallRule) -> tuple[Test, ...]:
+    tests: list[Test] = []
+    for part in (rule, *rule.also):
+        bits = bits_of(rule.syscall, part.arg)
+        value = _constant(part.value)
+        if not -(1 << bits - 1) <= value < 1 << bits:
+            raise ValueError(
+                f"syscalls.rules: {rule.syscall}: argument {part.arg} has {bits} bits, "
+                f"{part.value} does not fit"
+            )
+        value &= (1 << bits) - 1
+        tests.append(Test(argument=part.arg, op=part.op, value=value, bits=bits))
+    return tuple(tests)
+
+
+@functools.cache
+def number_of(name: str) -> int | None:
+    """The number of a call on this architecture; None where it has none.
+
+    Raises:
         ImportError: libseccomp is not installed.
     """
     import pyseccomp
 
-    sc = cast(Any, pyseccomp)
-    rules = policy.syscalls
-    eperm = sc.ERRNO(errno.EPERM)
-    denied = set(expand(rules.deny)) | set(FLOOR)
-    if needed := sorted(denied & ESSENTIAL):
-        raise ValueError(f"syscalls.deny: {', '.join(needed)}: without it no program can start")
-    filt = sc.SyscallFilter(eperm if rules.default_deny else sc.ALLOW)
-    # A binary tree instead of a list: a tenth of the steps for a call, and for the kernel's own
-    # walk through all calls when it loads the filter. seccomp_attr_set(3).
-    with contextlib.suppress(ValueError, OSError):  # libseccomp before 2.5
-        filt.set_attr(_CTL_OPTIMIZE, 2)
-    if rules.default_deny:
-        allowed = dict.fromkeys([*GROUPS["@runtime"], *expand(rules.allow)])
-        argument_checked = {"clone", "ioctl", "socket", *(rule.syscall for rule in rules.rules)}
-        explicit = set(rules.allow)
-        for name in allowed:
-            if name in denied or name in argument_checked:
-                continue
-            _add(sc, filt, sc.ALLOW, name, known=name in explicit)
-        if "socket" in allowed and "socket" not in denied:
-            _allow_sockets(sc, filt)
-        filt.add_rule(sc.ALLOW, "clone", sc.Arg(0, sc.MASKED_EQ, _NAMESPACE_FLAGS, 0))
-        if "ioctl" not in denied:
-            _allow_ioctl(sc, filt)
-    else:
-        for name in dict.fromkeys([*denied]):
-            _add(sc, filt, eperm, name, known=name in rules.deny)
-        for flag_bit in (1 << bit for bit in range(32) if _NAMESPACE_FLAGS >> bit & 1):
-            filt.add_rule(eperm, "clone", sc.Arg(0, sc.MASKED_EQ, flag_bit, flag_bit))
-        for number in (_TIOCSTI, _TIOCLINUX):
-            filt.add_rule(eperm, "ioctl", sc.Arg(1, sc.MASKED_EQ, 0xFFFFFFFF, number))
-        for family in range(64):
-            if family not in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK):
-                filt.add_rule(
-                    sc.ERRNO(errno.EAFNOSUPPORT), "socket", sc.Arg(0, sc.MASKED_EQ, 0xFF, family)
-                )
-    if "clone3" not in rules.deny:  # flags sit behind a pointer: ENOSYS makes glibc use clone(2)
-        _add(sc, filt, sc.ERRNO(errno.ENOSYS), "clone3")
-    for rule in rules.rules:
-        _add_policy_rule(sc, filt, rule)
-    return _exported(filt)
+    number: int = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
+    return number if number >= 0 else None
+
+
+@functools.cache
+def _newest() -> int:
+    known = {*FLOOR, "clone3", *(name for names in GROUPS.values() for name in names)}
+    return max(number for name in known if (number := number_of(name)) is not None)
 
 
 # A file operation makes these once it has its request, and no others: narrowing.py.
@@ -274,76 +339,14 @@ def compile_operation_filter(*, writes: bool, connects: bool) -> bytes:
         writes: Whether it changes files. (Which ones is Landlock's.)
         connects: Whether it reaches a host. (Which one is the network's.)
     """
-    import pyseccomp
-
-    sc = cast(Any, pyseccomp)
-    filt = sc.SyscallFilter(sc.ERRNO(errno.EPERM))
     names = [*_OPERATION.split()]
     if writes:
         names += _OPERATION_WRITES.split()
     if connects:
         names += _OPERATION_CONNECTS.split()
-    for name in names:
-        _add(sc, filt, sc.ALLOW, name)
-    return _exported(filt)
-
-
-def _exported(filt: Any) -> bytes:
-    with tempfile.TemporaryFile() as file:
-        filt.export_bpf(cast(BinaryIO, file))
-        file.seek(0)
-        return file.read()
-
-
-def _add(sc: Any, filt: Any, action: Any, name: str, *, known: bool = False) -> None:
-    try:
-        filt.add_rule(action, name)
-    except (ValueError, OSError, RuntimeError) as error:
-        if known:
-            raise ValueError(f"unknown system call {name} on this architecture") from error
-
-
-def _allow_ioctl(sc: Any, filt: Any) -> None:
-    """Allow every ioctl(2) request but TIOCSTI and TIOCLINUX (CVE-2017-5226).
-
-    The kernel reads the low 32 bits of the request. A number differs from 0x5412 and 0x541C when
-    one of its bits does; both share all bits but 1, 2 and 3 (0010 and 1100 in the last digit).
-    """
-    shared = 0xFFFFFFFF & ~0xE
-    for bit in (1 << n for n in range(32)):
-        if shared & bit:
-            filt.add_rule(sc.ALLOW, "ioctl", sc.Arg(1, sc.MASKED_EQ, bit, ~_TIOCSTI & bit))
-    for low in (0x0, 0x4, 0x6, 0x8, 0xA, 0xE):
-        filt.add_rule(sc.ALLOW, "ioctl", sc.Arg(1, sc.MASKED_EQ, 0xE, low))
-
-
-def _allow_sockets(sc: Any, filt: Any) -> None:
-    for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
-        filt.add_rule(sc.ALLOW, "socket", sc.Arg(0, sc.EQ, int(family)))
-    filt.add_rule(
-        sc.ALLOW,
-        "socket",
-        sc.Arg(0, sc.EQ, int(socket.AF_NETLINK)),
-        sc.Arg(2, sc.EQ, _NETLINK_ROUTE),
-    )
-
-
-def _add_policy_rule(sc: Any, filt: Any, rule: SyscallRule) -> None:
-    if rule.syscall in FLOOR and rule.action == "allow":
-        raise ValueError(f"syscalls.rules: {rule.syscall} is never allowed in a sandbox")
-    operators = {name: getattr(sc, name.upper()) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
-    value = _constant(rule.value)
-    if rule.op == "masked_eq":
-        argument = sc.Arg(rule.arg, sc.MASKED_EQ, value, value)
-    else:
-        argument = sc.Arg(rule.arg, operators[rule.op], value)
-    action = sc.ALLOW if rule.action == "allow" else sc.ERRNO(errno.EPERM)
-    try:
-        filt.add_rule(action, rule.syscall, argument)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise ValueError(
-            f"syscalls.rules: {rule.syscall}: libseccomp refuses it: {error}"
-        ) from error
+    numbers = [number for name in names if (number := number_of(name)) is not None]
+    verdicts = {number: Verdict(otherwise=ALLOW) for number in numbers}
+    return assemble(verdicts, _REFUSE, (_newest() + 1, _ABSENT))
 
 
 def _constant(value: int | str) -> int:

@@ -44,13 +44,22 @@ class Filesystem(_Section):
     tmp_bytes: Bytes = Field(default=512 << 20, alias="tmp_size")
 
 
-class SyscallRule(_Section):
-    """A verdict on a system call by one of its arguments."""
+class ArgumentTest(_Section):
+    """A comparison of an argument of a system call, as many bits of it as the kernel reads, unsigned.
 
-    syscall: str
+    `masked_eq` holds when all bits of `value` are set.
+    """
+
     arg: int = Field(ge=0, le=5)
     op: Literal["eq", "ne", "lt", "le", "gt", "ge", "masked_eq"]
     value: int | str
+
+
+class SyscallRule(ArgumentTest):
+    """A verdict on a system call by its arguments: the test and those in `also` have to hold all."""
+
+    syscall: str
+    also: tuple[ArgumentTest, ...] = ()
     action: Literal["allow", "deny"] = "allow"
 
 
