@@ -27,7 +27,6 @@ import sys
 
 from .cgroup import Cgroup, Hierarchy
 from .descriptors import receive
-from .landlock import abi_version
 from .plan import Plan
 from .zygote import become_zygote
 
@@ -53,7 +52,7 @@ def main(fd: int) -> None:
         facts = json.loads(hello)
         facts["cgroup"] = {"version": hierarchy.version, "reason": hierarchy.reason}
         facts["cgroup"]["bases"] = hierarchy.bases
-        facts["landlock_abi"] = abi_version()
+        facts["landlock_abi"] = plan.landlock_abi
         gateway.send(json.dumps(facts).encode())
         if "error" not in facts:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the gateway is gone

@@ -56,11 +56,11 @@ def handled_access(abi: int) -> int:
     return _ALL_V1 | sum(bit for since, bit in newer if abi >= since)
 
 
-def create_ruleset(read: Sequence[str], write: Sequence[str]) -> int | None:
-    """A ruleset that leaves reading below `read` and anything below `write`.
+def create_ruleset(read: Sequence[str], write: Sequence[str], abi: int) -> int | None:
+    """A ruleset of `abi`'s rights that leaves reading below `read` and anything below `write`.
 
     Returns:
-        Its descriptor, for `restrict_self`; None where the kernel has no Landlock.
+        Its descriptor, for `restrict_self`; None where `abi` is 0.
 
     Paths that do not exist grant nothing.
     """
@@ -70,7 +70,7 @@ def create_ruleset(read: Sequence[str], write: Sequence[str]) -> int | None:
             for path in paths:
                 with contextlib.suppress(OSError):
                     rules.append((os.open(path, os.O_PATH | os.O_CLOEXEC), access))
-        return _create(abi_version(), rules)
+        return _create(abi, rules)
     finally:
         for fd, _ in rules:
             os.close(fd)

@@ -70,7 +70,7 @@ def create_ruleset(plan: Plan) -> int | None:
     write = [*PRIVATE, "/dev", *plan.write]
     if plan.workspace is not None and plan.workspace_writable:
         write.append(plan.workspace)
-    return landlock.create_ruleset(["/"], write)
+    return landlock.create_ruleset(["/"], write, plan.landlock_abi)
 
 
 def start_pid_1(plan: Plan, fds: Sequence[int | str], ruleset: int | None, bpf: int) -> int:

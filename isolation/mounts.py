@@ -51,7 +51,8 @@ def build_root(plan: Plan, *, owner_id: int | None) -> None:
         attributes = writable if plan.workspace_writable else _BIND_READ_ONLY
         trees.append((_tree(plan.workspace, attributes, owner_id), plan.workspace))
     devices = [(_tree(f"/dev/{name}", libc.MOUNT_ATTR_NOSUID), f"/dev/{name}") for name in DEVICES]
-    proc = _tree("/proc", 0)
+    safe = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV | libc.MOUNT_ATTR_NOEXEC
+    proc = _tree("/proc", safe)
 
     libc.mount("purple", _STAGE, "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, "mode=755,size=16m")
     for name in (

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from . import landlock
 from .errors import SetupError
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Plan(NamedTuple):
     Attributes:
         tmp_bytes: What a sandbox's private file systems hold together.
         disk_bytes: Size of the largest file that it may make.
+        landlock_abi: The rights that it is held to by Landlock; 0 holds nothing by it.
         authority: A certificate, PEM, that programs inside trust beside the host's; "" adds none.
         network: Whether the gateway is to hold the way out of each sandbox; else there is none.
         files: Small files of the view, by absolute path, that take the place of the host's.
@@ -141,6 +143,7 @@ class Plan(NamedTuple):
     open_files: int | None
     disk_bytes: int | None
     io_bytes_per_second: int | None
+    landlock_abi: int
     authority: str = ""
     network: bool = False
     files: Mapping[str, str] = MappingProxyType({})
@@ -256,6 +259,7 @@ def compile_plan(
         open_files=resources.open_files,
         disk_bytes=resources.disk_bytes,
         io_bytes_per_second=resources.io_bytes_per_second,
+        landlock_abi=landlock.abi_version(),
     )
 
 

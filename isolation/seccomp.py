@@ -26,7 +26,7 @@ dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wa
 exit exit_group faccessat faccessat2 fadvise64 fcntl fstat fstatfs futex futex_wait futex_wake getcwd
 getdents64 getegid geteuid getgid getgroups getpgid getpgrp getpid getppid getpriority getrandom
 getresgid getresuid getrlimit getrusage getsid gettid gettimeofday getuid ioctl kill lseek lstat
-madvise membarrier mmap mprotect mremap munmap nanosleep newfstatat open openat pidfd_open
+madvise membarrier mmap mprotect mremap munmap nanosleep newfstatat open openat pause pidfd_open
 pidfd_send_signal pipe pipe2 poll ppoll prctl pread64 preadv preadv2 prlimit64 pselect6 pwrite64 read
 readahead readlink readlinkat readv recvmsg restart_syscall rseq rt_sigaction rt_sigpending
 rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait sched_getaffinity

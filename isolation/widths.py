@@ -41,8 +41,8 @@ timer_gettime il timer_settime iill timerfd_create ii timerfd_gettime il timerfd
 umask i unlinkat ili unshare l utimensat illi vmsplice illi wait4 ilil waitid iilil write ill
 writev ill
 """
-_WORDS: list[str] = _TABLE.split()
-_WIDTHS: dict[str, str] = dict(zip(_WORDS[::2], _WORDS[1::2], strict=True))
+_WORDS = [str(word) for word in _TABLE.split()]
+_WIDTHS = dict(zip(_WORDS[::2], _WORDS[1::2], strict=True))
 
 
 def bits_of(call: str, argument: int) -> int:

@@ -1,22 +1,32 @@
-"""`purple doctor`: what this host can enforce, and how to mend what it cannot."""
+"""`purple doctor`: what this host can enforce, how to mend what it cannot, and whether it holds."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 
 def add_parser(verbs: Any) -> None:
     """Add the verb."""
-    parser: argparse.ArgumentParser = verbs.add_parser("doctor", help="what this host can enforce")
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        "doctor",
+        help="what this host can enforce",
+        description="With --attack: run attacks on each layer from inside a sandbox; 1 if one succeeds.",
+    )
     parser.add_argument("--json", action="store_true", help="the findings as JSON")
+    parser.add_argument("--attack", action="store_true", help="attack a sandbox from inside")
+    parser.add_argument("-p", "--profile", default="base", help="of that sandbox: name or path")
     parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a line a layer; 1 when a layer that `base` requires is missing."""
+    """Print a line a layer; 1 when a layer that `base` requires is missing, or an attack succeeds."""
+    if args.attack:
+        return _attack(args)
     from ...isolation.probe import probe_host
 
     findings = probe_host()
@@ -29,3 +39,24 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{'':12} fix:     {finding.fix}")
     gaps = [f for f in findings if f.status != "full" and f.layer != "cgroup"]
     return 1 if gaps else 0
+
+
+def _attack(args: argparse.Namespace) -> int:
+    from ...isolation import IsolationError
+    from ...isolation.attack import attack
+    from ...policies import PolicyError, load_policy
+    from . import fail
+
+    try:
+        policy = load_policy(args.profile, project=Path("."))
+        outcomes = asyncio.run(attack(policy))
+    except PolicyError as error:
+        return fail(str(error))
+    except IsolationError as error:
+        return fail(str(error), 125)
+    if args.json:
+        print(json.dumps([outcome.to_json() for outcome in outcomes], indent=2))
+    else:
+        for outcome in outcomes:
+            print(outcome.sentence())
+    return 1 if any(outcome.broken for outcome in outcomes) else 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ...policies import Policy
     from ..server import Listen
 
 
@@ -26,6 +27,10 @@ def add_parser(verbs: Any) -> None:
         "--config", type=Path, help="file of tool servers to put behind (mcpServers)"
     )
     add_http(parser)
+    parser.add_argument(
+        "--attack-first", action="store_true",
+        help="attack a sandbox of the profile from inside, and serve only if every attack is refused",
+    )  # fmt: skip
     parser.set_defaults(handler=run)
 
 
@@ -56,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     from ...isolation import IsolationError
     from ..server import serve_tools
 
+    if args.attack_first and (broken := _broken(policy)):
+        return fail(f"not serving, for an attack on the sandbox succeeded:\n{broken}", 1)
     print(f"purple: serving {workspace.resolve()} under {policy.name} on {where}", file=sys.stderr)
     try:
         asyncio.run(
@@ -68,6 +75,18 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         return fail(f"cannot write the audit log, or cannot listen: {error}")
     return 0
+
+
+def _broken(policy: Policy) -> str:
+    """The layers that an attack from inside has passed, a line each; "" when all held."""
+    from ...isolation import IsolationError
+    from ...isolation.attack import attack
+
+    try:
+        outcomes = asyncio.run(attack(policy))
+    except IsolationError as error:
+        return str(error)
+    return "\n".join(outcome.sentence() for outcome in outcomes if outcome.broken)
 
 
 def add_http(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,281 @@
+"""Every attack of `purple doctor --attack` is refused, and the same attack succeeds where the rule is off.
+
+That is each attack's control: a sandbox without that layer, a policy that grants it, or namespaces
+without the rest, in which a helper plays the host. What the kernel itself keeps from everybody but real
+root has its control as root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from purplebox.gateway.cli import main as purple
+from purplebox.isolation import Engine, plan, probes, sandbox
+from purplebox.isolation.attack import ATTACKS, Attack, answer_of, attack, program, targets
+from purplebox.isolation.bpf import ALLOW
+from purplebox.isolation.landlock import abi_version
+from purplebox.isolation.plan import Plan
+from purplebox.policies import Policy, load_policy
+
+BASE = load_policy("base")
+Change = Callable[[Plan], Plan]
+EVERYTHING = base64.b64encode(struct.pack("=HBBI", 6, 0, 0, ALLOW)).decode()  # BPF_RET
+
+
+def without_seccomp(made: Plan) -> Plan:
+    return replace(made, seccomp=EVERYTHING)
+
+
+def without_landlock(made: Plan) -> Plan:
+    return replace(made, landlock_abi=0)
+
+
+def changed(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
+    """Have every plan that is compiled from here on changed."""
+    compiled = plan.compile_plan
+
+    def compile_plan(policy: Policy, workspace: Path | None, **more: Any) -> Plan:
+        return change(compiled(policy, workspace, **more))
+
+    monkeypatch.setattr(sandbox, "compile_plan", compile_plan)
+
+
+def granting(found: Mapping[str, Any]) -> Policy:
+    filesystem = BASE.filesystem.model_copy(
+        update={"read": (os.path.dirname(found["secret"]),), "protect": ()}
+    )
+    return BASE.model_copy(update={"filesystem": filesystem})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inside:
+    """The control in a sandbox that is changed.
+
+    Attributes:
+        change: Of its plan.
+        policy: Made from what is aimed at; None is `base`.
+        found: Instead of what the attack aims at.
+        answers: With which the attack succeeds: what it then meets has nothing to do with the layer.
+    """
+
+    change: Change = field(default=lambda made: made)
+    policy: Callable[[Mapping[str, Any]], Policy] = lambda found: BASE
+    found: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda found: {}
+    answers: tuple[str, ...] = ("ok",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outside:
+    """The control by a helper outside, root in namespaces of its own.
+
+    Attributes:
+        user: Whether it has a user namespace; without one it is the caller, who must be root.
+        found: Instead of what the attack aims at.
+    """
+
+    user: bool = True
+    found: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    answers: tuple[str, ...] = ("ok",)
+
+
+FREE = Inside(change=without_seccomp)
+OUTSIDE = Outside()
+CONTROLS: dict[str, Inside | Outside] = {
+    "see_processes": Outside(answers=("sees",)),
+    "read_secrets_of_processes": Outside(answers=("in /proc/",)),
+    "signal_the_host": OUTSIDE,
+    "enter_namespaces_of_pid_1": Outside(found={"process": "self"}),
+    "change_cgroup": OUTSIDE,
+    "read_secret": Inside(policy=granting),
+    "run_from_memory": Inside(policy=granting),
+    "link_secret": Inside(policy=granting),
+    "read_by_pid_1": Inside(policy=granting, change=without_landlock),
+    "write_protected": Inside(policy=granting),
+    "write_outside": Inside(found=lambda found: {"places": [os.path.dirname(os.path.dirname(os.path.dirname(found["protected"])))]}),
+    "write_kernel_settings": Inside(change=without_landlock, found=lambda found: {"settings": ["/proc/self/oom_score_adj"]}),
+    "overwrite_programs": Inside(policy=granting, found=lambda found: {"programs": [found["protected"]]}),
+    "leave_by_descriptor": Outside(answers=("inherited",)),
+    "find_old_root": Outside(answers=("seen below",)),
+    "gain_by_setuid": Outside(answers=("without nosuid",)),
+    "hold_privilege": Outside(answers=("Cap",)),
+    "be_root_on_the_host": Outside(user=False, answers=("uid 0 outside",)),
+    "become_root": OUTSIDE,
+    "use_what_only_landlock_holds": Inside(change=without_landlock),
+    "read_memory_of_pid_1": Inside(change=without_landlock),
+    "new_user_namespace": FREE,
+    "clone_user_namespace": FREE,
+    "io_uring": Outside(answers=("ok", "EPERM", "ENOSYS") if not os.path.exists("/proc/sys/kernel/io_uring_disabled") or Path("/proc/sys/kernel/io_uring_disabled").read_text().strip() != "0" else ("ok",)),
+    "ptrace": FREE,
+    "process_memory": FREE,
+    "steal_descriptor": FREE,
+    "keyring": FREE,
+    "userfaultfd": FREE,
+    "perf": Outside(user=False, answers=("ok", "ENOENT", "EOPNOTSUPP", "ENODEV")),
+    "mount_api": OUTSIDE,
+    "change_root": OUTSIDE,
+    "file_handles": Inside(change=without_seccomp, answers=("ok", "EOVERFLOW")),
+    "kernel_programs": Outside(user=False, answers=("E",)),
+    "administration": Outside(user=False, answers=("E",)),
+    "socket_families": Outside(user=False, answers=("family",)),
+    "netlink_families": FREE,
+    "type_into_the_terminal": Inside(change=without_seccomp, answers=("ok", "EIO")),
+    "clone3": Inside(change=without_seccomp, answers=("EINVAL",)),
+    "foreign_entry": Inside(change=without_seccomp, answers=("ok", "SIGSEGV")),
+    "x32_entry": Inside(change=without_seccomp, answers=("ENOSYS", "ok")),
+    "more_processes": Inside(found=lambda found: {"processes": 16}),
+    "reach_the_hosts_loopback": OUTSIDE,
+    "reach_the_network": Outside(found={"far": "127.0.0.1"}),  # a datagram to nobody leaves
+    "see_interfaces": Outside(answers=("sees",)),
+    "reach_abstract_socket": OUTSIDE,
+    "reach_path_socket": OUTSIDE,
+    "inherit_variables": Inside(policy=lambda found: BASE.model_copy(update={"environment": BASE.environment.model_copy(update={"pass_": ("GIT_PURPLE",)})}), answers=("has",)),
+}  # fmt: skip
+
+_LAUNCH = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+user = sys.argv[1] == "user"
+uid, gid = os.geteuid(), os.getegid()
+if libc.unshare((0x10000000 if user else 0) | 0x00020000 | 0x08000000):  # USER, NS, IPC
+    sys.exit(os.strerror(ctypes.get_errno()))
+if user:
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        open(f"/proc/self/{name}", "w").write(text)
+if libc.mount(None, b"/", None, 0x4000 | 0x40000, None):  # MS_REC | MS_PRIVATE
+    sys.exit(os.strerror(ctypes.get_errno()))
+os.chdir(sys.argv[2])
+os.setsid()
+os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", *sys.argv[3:]])
+"""
+
+
+def outside(name: str, control: Outside, found: Mapping[str, Any], directory: Path) -> str:
+    if not control.user and os.geteuid() != 0:
+        pytest.skip("needs root")
+    host = json.dumps(probes.namespaces())
+    aimed = json.dumps({**found, **control.found})
+    fd = os.open("/", os.O_RDONLY)
+    try:
+        kind = "user" if control.user else "root"
+        run = subprocess.run(
+            [sys.executable, "-c", _LAUNCH, kind, str(directory), program(), name, host, aimed],
+            capture_output=True, text=True, check=False, pass_fds=[fd],
+        )  # fmt: skip
+    finally:
+        os.close(fd)
+    return run.stdout.strip() or run.stderr
+
+
+def inside(
+    name: str, control: Inside, found: Mapping[str, Any], workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:  # fmt: skip
+    changed(monkeypatch, control.change)
+    policy = control.policy(found)
+    policy = policy.model_copy(update={"require": ()})
+
+    async def go() -> str:
+        async with Engine(policy, workspace) as engine:
+            return await answer_of(engine, name, {**found, **control.found(found)})
+
+    return asyncio.run(go())
+
+
+@pytest.fixture
+def secret_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_PURPLE", "x")
+
+
+@pytest.fixture
+def aim() -> Iterator[tuple[Path, dict[str, Any]]]:
+    with targets(BASE) as put_up:
+        yield put_up
+
+
+@pytest.mark.parametrize("one", ATTACKS, ids=lambda one: one.name)
+def test_an_attack_succeeds_without_the_rule(
+    one: Attack, aim: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
+    secret_variable: None,
+) -> None:  # fmt: skip
+    workspace, found = aim
+    control = CONTROLS[one.name]
+    if "landlock" in one.needs and abi_version() == 0:
+        return
+    if one.name == "see_interfaces" and len(socket.if_nameindex()) == 1:
+        return  # this host has a loopback and nothing else to see
+    if isinstance(control, Outside):
+        answer = outside(one.name, control, found, workspace)
+    else:
+        answer = inside(one.name, control, found, workspace, monkeypatch)
+    assert answer.startswith(control.answers), answer
+    assert not set(answer.split()) <= one.answers or answer == "SIGSEGV", answer
+
+
+@pytest.mark.parametrize("name", ["base", "strict", "code-assistant", "mcp-server"])
+def test_every_attack_on_a_shipped_profile_is_refused(name: str) -> None:
+    policy = load_policy(name)
+    policy = policy.model_copy(update={"require": ()})  # on a host without cgroups, too
+    layers = asyncio.run(attack(policy))
+    assert [layer.sentence() for layer in layers if layer.broken] == []
+    assert len([o for layer in layers for o in layer.outcomes]) >= len(ATTACKS) - 3
+
+
+def test_every_attack_has_its_control() -> None:
+    assert {one.name for one in ATTACKS} == set(CONTROLS)
+
+
+def test_probes_refuse_to_run_outside(tmp_path: Path) -> None:
+    """Lesson 48: run by hand, by root even, nothing is tried."""
+    target = tmp_path / "target"
+    target.write_text("as it was")
+    host = json.dumps(probes.namespaces())
+    for told in (host, "{}"):
+        run = subprocess.run(
+            [sys.executable, "-c", program(), "overwrite_programs", told, json.dumps({"programs": [str(target)]})],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert run.returncode == probes.NOT_IN_A_SANDBOX
+        assert "nothing was tried" in run.stderr
+    assert target.read_text() == "as it was"
+
+
+def test_doctor_says_a_line_a_layer_and_fails_when_one_succeeds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert purple(["doctor", "--attack", "-p", "base"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(dict.fromkeys(one.layer for one in ATTACKS))
+    assert all(line.split()[1] in ("held", "skipped") for line in lines)
+    changed(monkeypatch, without_seccomp)
+    assert purple(["doctor", "--attack", "-p", "base"]) == 1
+    (broken,) = [line for line in capsys.readouterr().out.splitlines() if "BROKEN" in line]
+    assert broken.startswith("seccomp") and "keyring: ok" in broken
+
+
+def test_a_gateway_told_to_attack_first_refuses_to_serve(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: list[str] = []
+
+    async def serve(policy: Policy, *_: Any, **__: Any) -> None:
+        served.append(policy.name)
+
+    monkeypatch.setattr("purplebox.gateway.server.serve_tools", serve)
+    command = ["serve", "-p", "base", "-w", str(workspace), "--attack-first"]
+    assert (purple(command), served) == (0, ["base"])
+    changed(monkeypatch, without_seccomp)
+    assert purple(command) == 1
+    assert served == ["base"]
+    assert "not serving" in capsys.readouterr().err
