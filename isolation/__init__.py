@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from .result import Result
     from .sandbox import Engine
+    from .sync import SyncEngine
     from .usage import Limit, Usage
     from .view import View
 
@@ -37,6 +38,7 @@ _HOMES = {
     "SetupError": "errors",
     "Result": "result",
     "Engine": "sandbox",
+    "SyncEngine": "sync",
     "Limit": "usage",
     "Usage": "usage",
     "View": "view",
@@ -53,6 +55,7 @@ __all__ = [
     "OperationError",
     "Result",
     "SetupError",
+    "SyncEngine",
     "Usage",
     "View",
 ]

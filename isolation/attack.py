@@ -262,12 +262,14 @@ def targets(policy: Policy) -> Generator[tuple[Path, dict[str, Any]]]:
             )
         )
         stack.callback(victim.terminate)
+        # Apart, for a socket's path is at most 108 bytes long: unix(7).
+        sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="purple-"))
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         abstract = f"purple-attack-{os.getpid()}"
         for kind, name in (
             (socket.SOCK_STREAM, f"\0{abstract}"),
             (socket.SOCK_DGRAM, f"\0{abstract}-datagram"),
-            (socket.SOCK_STREAM, str(secret.parent / "socket")),
+            (socket.SOCK_STREAM, f"{sockets}/socket"),
         ):
             sock = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
             sock.bind(name)
@@ -275,7 +277,7 @@ def targets(policy: Policy) -> Generator[tuple[Path, dict[str, Any]]]:
                 sock.listen()
         yield workspace, {
             "secret": str(secret), "protected": str(protected), "port": listener.getsockname()[1],
-            "abstract": abstract, "socket": str(secret.parent / "socket"), "victim": victim.pid,
+            "abstract": abstract, "socket": f"{sockets}/socket", "victim": victim.pid,
             "word": "purple-attack-word", "processes": policy.resources.processes or 0,
         }  # fmt: skip
 
