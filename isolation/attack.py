@@ -60,7 +60,7 @@ def _of(layer: str, answers: str, *names: str, needs: tuple[str, ...] = ()) -> l
 ATTACKS: tuple[Attack, ...] = (
     *_of("namespaces", "none", "see_processes", "read_secrets_of_processes"),
     *_of("namespaces", "ESRCH EPERM", "signal_the_host"),
-    *_of("namespaces", "EACCES EPERM", "enter_namespaces_of_pid_1"),
+    *_of("namespaces", "EACCES EPERM", "read_memory_of_pid_1", "enter_namespaces_of_pid_1"),
     *_of("namespaces", "ENOENT ENOTDIR", "change_cgroup"),
     *_of("mounts", "ENOENT EACCES", "read_secret", "run_from_memory"),
     *_of("mounts", "ENOENT EACCES EXDEV EROFS EPERM", "link_secret"),
@@ -71,8 +71,7 @@ ATTACKS: tuple[Attack, ...] = (
     *_of("mounts", "none", "leave_by_descriptor", "find_old_root", "gain_by_setuid"),
     *_of("capabilities", "none", "hold_privilege", "be_root_on_the_host"),
     *_of("capabilities", "EPERM EINVAL", "become_root"),
-    *_of("landlock", "EACCES EPERM", "use_what_only_landlock_holds", "read_memory_of_pid_1",
-         needs=("landlock",)),
+    *_of("landlock", "EACCES EPERM", "use_what_only_landlock_holds", needs=("landlock",)),
     *_of("seccomp", "EPERM",
          "new_user_namespace", "clone_user_namespace", "io_uring", "ptrace", "process_memory",
          "steal_descriptor", "keyring", "userfaultfd", "perf", "mount_api", "change_root",

@@ -116,9 +116,10 @@ def read_secret() -> object:
 
 
 def read_by_pid_1() -> object:
+    process = f"/proc/{target.get('process', 1)}"
     return _each(
-        lambda: _read(f"/proc/1/root{target['secret']}"),
-        lambda: _read(f"/proc/1/cwd{target['secret']}"),
+        lambda: _read(f"{process}/root{target['secret']}"),
+        lambda: _read(f"{process}/cwd{target['secret']}"),
     )
 
 
@@ -254,10 +255,11 @@ def signal_the_host() -> object:
 
 
 def read_memory_of_pid_1() -> object:
+    process = f"/proc/{target.get('process', 1)}"
     return _each(
-        lambda: os.close(os.open("/proc/1/mem", os.O_RDWR)),
-        lambda: _read("/proc/1/environ"),
-        lambda: os.readlink("/proc/1/fd/0"),
+        lambda: os.close(os.open(f"{process}/mem", os.O_RDWR)),
+        lambda: _read(f"{process}/environ"),
+        lambda: os.readlink(f"{process}/fd/0"),
     )
 
 
