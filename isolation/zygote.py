@@ -146,7 +146,7 @@ class Zygote:
                     self._on_keeper()
                 elif fd == self._ooms.fileno():
                     self._on_out_of_memory()
-                else:
+                elif fd in self._of_fd:  # else `_await_group` has seen to it, within this round
                     self._on_end(fd)
             if self._watcher:
                 self._watcher.look(self._slots.values())
@@ -155,6 +155,12 @@ class Zygote:
         return self._watcher.seconds if self._watcher and self._slots else -1
 
     def _on_keeper(self) -> None:
+        # Within one round of the loop `_await_group` may have taken what the round was told of: a
+        # receive that blocks would then wait for a keeper that has nothing to say.
+        poll = select.poll()  # not select(2): numbers over 1023
+        poll.register(self._keeper, select.POLLIN)
+        if not poll.poll(0):
+            return
         message, fds = receive(self._keeper, 4096, MAX_FILES)
         if not message:
             os._exit(0)

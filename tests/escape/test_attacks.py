@@ -223,7 +223,7 @@ def test_an_attack_succeeds_without_the_rule(
     assert not set(answer.split()) <= one.answers or answer == "SIGSEGV", answer
 
 
-@pytest.mark.parametrize("name", ["base", "code-assistant"])
+@pytest.mark.parametrize("name", ["base", "strict", "code-assistant", "mcp-server"])
 def test_every_attack_on_a_shipped_profile_is_refused(name: str) -> None:
     policy = load_policy(name)
     policy = policy.model_copy(update={"require": ()})  # on a host without cgroups, too
