@@ -15,17 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from ..isolation import CommandNotFound, Engine, View
+from ..isolation.egress.dial import SystemResolver
 from ..policies import Policy, PolicySource
 from .calls import Version
 from .config import ServerSpec
+from .elsewhere import Elsewhere, connector_to, policy_for
 from .gateway import Gateway
 from .pins import Pins, PinStore
 from .pins.launch import launch_of
 from .runners import adapted
 from .wire.aggregate import Many
 from .wire.builtin import BuiltIns
+from .wire.health import Roster
+from .wire.links import Connector
+from .wire.process import Launcher, sandboxed
 from .wire.session import Session
-from .wire.upstream import Upstream, sandboxed
+from .wire.upstream import Upstream
 
 # Sections of a policy that say how calls are judged and recorded, not how the sandbox is built.
 _JUDGING = (
@@ -57,10 +62,12 @@ class Servers:
     Args:
         gateway: Entered.
         workspace: Of servers that name none.
+        roster: Told of each server of each session.
     """
 
-    def __init__(self, gateway: Gateway, workspace: Path) -> None:
-        self._gateway, self._workspace = gateway, workspace
+    def __init__(self, gateway: Gateway, workspace: Path, roster: Roster) -> None:
+        self._gateway, self._workspace, self._roster = gateway, workspace, roster
+        self._resolver = SystemResolver()
         self._store = PinStore()
         self._servers: list[_Server] = []
         self._old: list[Engine] = []
@@ -81,7 +88,7 @@ class Servers:
         Raises:
             PolicyError, SetupError, EnforcementError: one of them cannot be used; nothing has changed.
         """
-        policies = [PolicySource(name=s.profile, project=self._workspace).load() for s in specs]
+        policies = [self._policy(spec) for spec in specs]
         known = {server.spec.name: server for server in self._servers}
         made: list[Engine] = []
         servers: list[_Server] = []
@@ -91,7 +98,8 @@ class Servers:
                 if old is not None and old.spec == spec and held(old.own) == held(own):
                     engine = old.version.engine
                 else:
-                    engine = await Engine(own, spec.workspace or self._workspace).__aenter__()
+                    kind = Elsewhere if spec.url else Engine
+                    engine = await kind(own, spec.workspace or self._workspace).__aenter__()
                     made.append(engine)
                 servers.append(self._server(spec, own, outer, engine))
         except BaseException:
@@ -122,12 +130,12 @@ class Servers:
 
     def sources(self) -> list[PolicySource]:
         """Where the servers' own policies come from."""
-        names = dict.fromkeys(server.spec.profile for server in self._servers)
+        names = dict.fromkeys(s.spec.profile for s in self._servers if s.spec.profile)
         return [PolicySource(name=name, project=self._workspace) for name in names]
 
     def behind(self, session: Session) -> Many:
         """What a new session is served from."""
-        made = _Behind(self._gateway, session)
+        made = _Behind(self._gateway, session, self._resolver, self._roster)
         self._sessions.add(made)
         made.adopt(self._servers)
         return made
@@ -140,6 +148,12 @@ class Servers:
         for engine in [*self._old, *(server.version.engine for server in self._servers)]:
             await engine.aclose()
         self._old, self._servers = [], []
+        self._resolver.close()
+
+    def _policy(self, spec: ServerSpec) -> Policy:
+        if spec.url and not spec.profile:
+            return policy_for(spec, self._workspace)
+        return PolicySource(name=spec.profile, project=self._workspace).load()
 
     def _server(self, spec: ServerSpec, own: Policy, outer: Policy, engine: Engine) -> _Server:
         version = Version(policy=both(outer, own), engine=engine, secrets=spec.env)
@@ -159,7 +173,10 @@ class Servers:
 class _Behind(Many):
     """One session's servers."""
 
-    def __init__(self, gateway: Gateway, session: Session) -> None:
+    def __init__(
+        self, gateway: Gateway, session: Session, resolver: SystemResolver, roster: Roster
+    ) -> None:
+        self._resolver, self._roster = resolver, roster
         self._tools = BuiltIns(gateway)
         super().__init__([self._tools])
         self._gateway, self._session = gateway, session
@@ -176,9 +193,10 @@ class _Behind(Many):
                 now[name] = old
             else:
                 now[name] = Upstream(
-                    name, sandboxed(version.engine, *adapted(server.spec.argv, server.spec.env)),
-                    self._session, self._gateway.calls, version, pins=server.pins,
+                    name, self._connector(server), self._session, self._gateway.calls, version,
+                    pins=server.pins,
                 )  # fmt: skip
+                self._roster.add(now[name])
         gone = [u for u in self._upstreams.values() if u not in now.values()]
         changed = self._upstreams != now and self._session.client is not None
         self._upstreams = now
@@ -186,6 +204,12 @@ class _Behind(Many):
         if changed:
             self.tell(self._session)
         return [asyncio.create_task(upstream.retire()) for upstream in gone]
+
+    def _connector(self, server: _Server) -> Connector:
+        spec, engine = server.spec, server.version.engine
+        if spec.url:
+            return connector_to(spec, server.own, self._resolver)
+        return Launcher(spec.name, sandboxed(engine, *adapted(spec.argv, spec.env)))
 
 
 def held(policy: Policy) -> dict[str, Any]:
@@ -196,9 +220,11 @@ def held(policy: Policy) -> dict[str, Any]:
 def pins_of(
     key: str, name: str, store: PinStore, version: Version, argv: Sequence[str], workspace: Path
 ) -> Pins:
-    """The pins of a server that `argv` starts in the version's sandbox."""
+    """The pins of a server that `argv` starts in the version's sandbox; () for one elsewhere."""
 
     def launch() -> dict[str, Any] | None:
+        if not argv:
+            return None
         try:
             program = version.engine.program(argv)
         except CommandNotFound:  # said when it is started

@@ -5,17 +5,30 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from .wire.jsonrpc import is_list, is_object
+from .wire.links import Kind, destination
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_)){0,31}")
 _VARIABLE = re.compile(r"\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-_KEYS = ("command", "args", "env", "type", "profile", "workspace")
+_KEYS = ("command", "args", "env", "type", "profile", "workspace", "url", "headers")
+_KINDS: dict[str, Kind] = {
+    "http": "http",
+    "streamable-http": "http",
+    "streamableHttp": "http",
+    "sse": "sse",
+}
+_HEADER = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,100}")  # RFC 9110, 5.6.2
+# The gateway's own to send.
+_OURS = re.compile(
+    r"host|content-.*|transfer-encoding|connection|accept|mcp-.*|last-event-id|te|upgrade|trailer",
+    re.I,
+)
 # Read as the same by a person or a model that looks fast.
 _ALIKE = str.maketrans({"1": "l", "i": "l", "0": "o", "-": "_", ".": "_"})
 
@@ -26,23 +39,30 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSpec:
-    """One tool server.
+    """One tool server: started by a command, or reached by a URL.
 
     Attributes:
         name: Its prefix in aggregated names, and its name in rules and records.
-        argv: The command.
+        argv: The command; () for a server with a URL.
         env: Added to its profile's environment, variables replaced.
-        profile: Name or path of its policy.
+        profile: Name or path of its policy; "" for a server with a URL that names none: its own
+            host and port are then all that is reached.
         workspace: Directory that it sees; None is the gateway's.
         origin: The file that names it; with its name, what its pins are kept under.
+        url: Of its endpoint; "" for one with a command.
+        kind: "http" is streamable HTTP, "sse" the transport before it.
+        headers: Sent to it, variables replaced.
     """
 
     name: str
-    argv: tuple[str, ...]
-    env: Mapping[str, str]
+    argv: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
     profile: str = "mcp-server"
     workspace: Path | None = None
     origin: str = ""
+    url: str = ""
+    kind: Kind = "http"
+    headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
 
 def skeleton(name: str) -> str:
@@ -53,11 +73,11 @@ def skeleton(name: str) -> str:
 def load_servers(path: Path, environment: Mapping[str, str] = os.environ) -> list[ServerSpec]:
     """The servers in `path`, in its order.
 
-    `${NAME}`, `${env:NAME}` and `${NAME:-default}` in command, args and env are replaced.
+    `${NAME}`, `${env:NAME}` and `${NAME:-default}` in command, args, env, url and headers are replaced.
 
     Raises:
         ConfigError: unreadable, an unknown key, a missing variable, names that collide or look
-            alike, or a server that is not started by a command.
+            alike, or a server with neither a command nor a URL.
     """
     try:
         document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -84,25 +104,18 @@ def _server(name: str, fields: Any, where: str, environment: Mapping[str, str]) 
     if not is_object(fields):
         raise ConfigError(f"{where}: a mapping is needed")
     given = fields
-    if "url" in given:
-        raise ConfigError(f"{where}: servers with a url are not supported by this version")
     if unknown := [key for key in given if key not in _KEYS]:
         raise ConfigError(f"{where}.{unknown[0]}: unknown key; known: {', '.join(_KEYS)}")
+    if "url" in given:
+        return _remote(name, given, where, environment)
     if given.get("type", "stdio") != "stdio":
-        raise ConfigError(f"{where}.type: only stdio is supported by this version")
+        raise ConfigError(f"{where}.type: a server with a command speaks stdio")
     command, args, env = given.get("command"), given.get("args", []), given.get("env", {})
     if not isinstance(command, str) or not is_list(args) or not is_object(env):
         raise ConfigError(f"{where}: command is a text, args a list, env a mapping")
 
     def replaced(value: Any, key: str) -> str:
-        def variable(match: re.Match[str]) -> str:
-            if match[1] in environment:
-                return environment[match[1]]
-            if match[2] is None:
-                raise ConfigError(f"{where}.{key}: the variable {match[1]} is not set")
-            return match[2]
-
-        return _VARIABLE.sub(variable, str(value))
+        return _replaced(value, f"{where}.{key}", environment)
 
     workspace = given.get("workspace")
     return ServerSpec(
@@ -112,3 +125,42 @@ def _server(name: str, fields: Any, where: str, environment: Mapping[str, str]) 
         profile=str(given.get("profile", "mcp-server")),
         workspace=None if workspace is None else Path(str(workspace)).expanduser(),
     )  # fmt: skip
+
+
+def _remote(name: str, given: Any, where: str, environment: Mapping[str, str]) -> ServerSpec:
+    headers = given.get("headers", {})
+    for key in ("command", "args", "env", "workspace"):
+        if key in given:
+            raise ConfigError(f"{where}.{key}: a server with a url has none")
+    kind = _KINDS.get(str(given.get("type", "http")))
+    if kind is None:
+        raise ConfigError(f"{where}.type: one of {', '.join(_KINDS)}")
+    if not isinstance(given["url"], str) or not is_object(headers):
+        raise ConfigError(f"{where}: url is a text, headers a mapping")
+    sent: dict[str, str] = {}
+    for key, value in headers.items():
+        if not _HEADER.fullmatch(str(key)) or _OURS.fullmatch(str(key)):
+            raise ConfigError(f"{where}.headers.{key}: no header that can be set here")
+        text = _replaced(value, f"{where}.headers.{key}", environment)
+        if not text.isprintable() or not text.isascii():
+            raise ConfigError(f"{where}.headers.{key}: only printable ASCII can be sent")
+        sent[str(key)] = text
+    url = _replaced(given["url"], f"{where}.url", environment)
+    try:
+        destination(url)
+    except ValueError as error:
+        raise ConfigError(f"{where}.url: {error}") from None
+    return ServerSpec(
+        name=name, profile=str(given.get("profile", "")), url=url, kind=kind, headers=sent
+    )
+
+
+def _replaced(value: Any, where: str, environment: Mapping[str, str]) -> str:
+    def variable(match: re.Match[str]) -> str:
+        if match[1] in environment:
+            return environment[match[1]]
+        if match[2] is None:
+            raise ConfigError(f"{where}: the variable {match[1]} is not set")
+        return match[2]
+
+    return _VARIABLE.sub(variable, str(value))

@@ -15,8 +15,6 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import agreement
-from .agreement import Annotation
 from .event_stream import Stream, Streams
 from .response import (
     PING_SECONDS,
@@ -29,7 +27,8 @@ from .response import (
     hung_up,
     respond,
 )
-from .wire import jsonrpc
+from .wire import agreement, jsonrpc
+from .wire.agreement import Annotation
 from .wire.jsonrpc import Message, is_object, list_of, object_of
 from .wire.session import (
     ANYBODY,
@@ -200,7 +199,7 @@ class HttpServer:
         if (_header(scope, "content-type") or "").partition(";")[0].strip() != "application/json":
             raise Refused(415, jsonrpc.INVALID_REQUEST, "Content-Type must be application/json")
         try:
-            message = jsonrpc.decode(await body_of(receive))
+            message = jsonrpc.decode(await body_of(receive), strict=True)
         except jsonrpc.FrameError as problem:
             await respond(send, 400, jsonrpc.encode(problem.answers[0]))
             return

@@ -28,11 +28,13 @@ from .reload import refuse_changeable, reloading, steady
 from .runners import adapted
 from .wire import jsonrpc
 from .wire.builtin import BuiltIns
+from .wire.health import Roster
 from .wire.jsonrpc import Message
+from .wire.process import Launcher, sandboxed
 from .wire.router import Single
 from .wire.session import Handler, Session
 from .wire.stdio import Pipe
-from .wire.upstream import Upstream, sandboxed
+from .wire.upstream import Upstream
 
 _FINISH_SECONDS = 1.0  # for what is in flight when a client that still listens closes its end
 
@@ -167,15 +169,17 @@ async def serve_tools(
 
     Raises:
         PolicyError: a server's profile cannot be used.
+        ConfigError: a server's URL cannot be.
         SetupError: the sandbox cannot be built, or less than the policy requires is enforced.
         OSError: the audit log cannot be written.
     """
     spans.configure()
     async with AsyncExitStack() as stack:
         whose = f"serve, {policy.name}, {workspace.resolve()}"
-        approvals = await _approvals(stack, whose, source)
+        roster = Roster(whose)
+        approvals = await _approvals(stack, roster, whose, source)
         gateway = await stack.enter_async_context(Gateway(policy, workspace, approver=approvals))
-        behind = Servers(gateway, workspace)
+        behind = Servers(gateway, workspace, roster)
         stack.push_async_callback(behind.aclose)
         await behind.put(servers, policy)
 
@@ -222,13 +226,18 @@ def _stat(path: Path) -> tuple[int, ...]:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-async def _approvals(stack: AsyncExitStack, gateway: str, source: PolicySource | None) -> Approvals:
+async def _approvals(
+    stack: AsyncExitStack, roster: Roster, gateway: str, source: PolicySource | None
+) -> Approvals:
     """Who asks a person; without the channel of `purple approvals` where that cannot be opened."""
     board = Board(gateway)
     try:
-        await stack.enter_async_context(Channel(board))
+        await stack.enter_async_context(Channel(board, status=roster.status))
     except (ChannelError, OSError) as error:
-        print(f"purple: `purple approvals` cannot reach this gateway: {error}", file=sys.stderr)
+        print(
+            f"purple: `purple approvals` and `purple ps` cannot reach this gateway: {error}",
+            file=sys.stderr,
+        )
         return Approvals(source=source)
     return Approvals([board], source=source)
 
@@ -268,7 +277,8 @@ async def serve_wrapped(
     name = name or Path(command[0]).name
     async with AsyncExitStack() as stack:
         whose = f"wrap, {name}, {policy.name}, {workspace.resolve()}"
-        approvals = await _approvals(stack, whose, source)
+        roster = Roster(whose)
+        approvals = await _approvals(stack, roster, whose, source)
         gateway = await stack.enter_async_context(Gateway(policy, workspace, approver=approvals))
         version = replace(gateway.version, secrets=env or {})
         launch = sandboxed(version.engine, *adapted(command, env))
@@ -277,8 +287,10 @@ async def serve_wrapped(
 
         def single(session: Session) -> Single:
             pins = pins_of(key, name, store, version, command, workspace)
-            upstream = Upstream(name, launch, session, gateway.calls, version, pins=pins)
+            launcher = Launcher(name, launch)
+            upstream = Upstream(name, launcher, session, gateway.calls, version, pins=pins)
             live.add(upstream)
+            roster.add(upstream)
             return Single(upstream)
 
         async def reload() -> str:

@@ -20,7 +20,7 @@ import secrets
 import socket
 import stat
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,6 +70,7 @@ class Channel:
 
     Args:
         board: Whose questions are served.
+        status: What `purple ps` is told of the gateway, as JSON.
         directory: None is `runtime_directory()`.
 
     Raises:
@@ -77,8 +78,12 @@ class Channel:
         OSError: on entering, it cannot be made or written to.
     """
 
-    def __init__(self, board: Board, directory: Path | None = None) -> None:
+    def __init__(
+        self, board: Board, directory: Path | None = None, *,
+        status: Callable[[], dict[str, Any]] = dict,
+    ) -> None:  # fmt: skip
         self._board = board
+        self._status = status
         self._directory = directory or runtime_directory()
         self._server: asyncio.Server | None = None
         self.path = self._directory / f"gateway-{os.getpid()}-{secrets.token_hex(4)}.sock"
@@ -125,13 +130,15 @@ class Channel:
         fields = cast("dict[str, object]", request) if isinstance(request, dict) else {}
         if fields.get("op") == "list":
             return {"questions": self._board.questions()}
+        if fields.get("op") == "status":
+            return {"status": {**self._status(), "pid": os.getpid()}}
         id, choice, binding = (fields.get(key) for key in ("id", "choice", "binding"))
         if fields.get("op") == "answer" and isinstance(id, str) and isinstance(binding, str):
             for known in CHOICES:
                 if known == choice:
                     why = self._board.answer(id, known, binding)
                     return {"error": why} if why else {"taken": id}
-        return {"error": "ops are list and answer (id, choice, binding)"}
+        return {"error": "ops are list, status and answer (id, choice, binding)"}
 
 
 def stranger(peer: socket.socket) -> str:
@@ -155,16 +162,30 @@ def questions(directory: Path | None = None) -> Iterator[tuple[str, dict[str, An
     Raises:
         ChannelError: the directory is not private, or a gateway refuses.
     """
+    for name, reply in _ask_all({"op": "list"}, directory):
+        found: list[dict[str, Any]] = reply.get("questions", [])
+        for question in found:
+            yield name, question
+
+
+def statuses(directory: Path | None = None) -> Iterator[dict[str, Any]]:
+    """The status of every gateway of this user, with its `pid`. Raises as `questions`."""
+    for _, reply in _ask_all({"op": "status"}, directory):
+        yield reply["status"]
+
+
+def _ask_all(
+    request: dict[str, Any], directory: Path | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     path = directory or runtime_directory()
     if not path.is_dir():
         return
     with _opened(path) as fd:
         for name in sorted(os.listdir(f"/proc/self/fd/{fd}")):
             if name.startswith("gateway-") and name.endswith(".sock"):
-                reply = _ask(fd, name, {"op": "list"})
-                found: list[dict[str, Any]] = (reply or {}).get("questions", [])
-                for question in found:
-                    yield name, question
+                reply = _ask(fd, name, request)
+                if reply is not None:
+                    yield name, reply
 
 
 def answer(name: str, question: dict[str, Any], choice: str, directory: Path | None = None) -> None:

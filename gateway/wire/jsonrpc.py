@@ -26,6 +26,24 @@ HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION = -32020, -32021, -3202
 SERVER_UNAVAILABLE, REFUSED, TIMED_OUT, OVERLOADED = -32050, -32051, -32052, -32053
 
 _decoder = json.JSONDecoder(parse_constant=lambda name: _no(f"{name} is not JSON"))
+
+
+class _Twice(ValueError):
+    """A member is there twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Message:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Twice(f"member {twice[:100]!r} is there twice")
+    return members
+
+
+_strict_decoder = json.JSONDecoder(
+    parse_constant=lambda name: _no(f"{name} is not JSON"), object_pairs_hook=_once
+)
 _encoder = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 )
@@ -72,11 +90,13 @@ class FrameError(Exception):
         self.answers = [error(i, {"code": code, "message": text}) for i in self.ids]
 
 
-def decode(frame: bytes, *, batches: bool = False) -> Message | list[Message]:
+def decode(frame: bytes, *, batches: bool = False, strict: bool = False) -> Message | list[Message]:
     """The message in `frame`.
 
     Args:
         frame: One JSON text in UTF-8, without its line end.
+        strict: Refuse a member that is there twice: parsers differ on which one counts, and what was
+            judged must be what runs. For what clients send.
         batches: Whether a list of messages is one, as in revision 2025-03-26 alone; each is checked.
 
     Raises:
@@ -84,7 +104,10 @@ def decode(frame: bytes, *, batches: bool = False) -> Message | list[Message]:
             what cannot be parsed, so that a caller is not left waiting.
     """
     try:
-        value = _decoder.decode(frame.decode())
+        value = (_strict_decoder if strict else _decoder).decode(frame.decode())
+    except _Twice as problem:
+        text = f"Invalid request: {problem}"
+        raise FrameError(INVALID_REQUEST, text, salvage_id(frame)) from None
     except (ValueError, RecursionError) as problem:
         what = "nested too deeply" if isinstance(problem, RecursionError) else str(problem)[:200]
         raise FrameError(PARSE_ERROR, f"Parse error: {what}", salvage_id(frame)) from None

@@ -218,7 +218,7 @@ class Session:
     def receive_frame(self, frame: bytes, sink: Sink) -> None:
         """Take one frame from a duplex transport."""
         try:
-            message = jsonrpc.decode(frame, batches=self.negotiated == "2025-03-26")
+            message = jsonrpc.decode(frame, batches=self.negotiated == "2025-03-26", strict=True)
         except jsonrpc.FrameError as problem:
             for answer in problem.answers:
                 self.send(answer, sink)
@@ -436,7 +436,7 @@ class Session:
         self._parked[name] = exchange
         self._forget(exchange)
         exchange.bound = False
-        state = seal.seal(name, self.principal, digest(exchange), PARKED_SECONDS)
+        state = seal.seal(name, self.id, self.principal, digest(exchange), PARKED_SECONDS)
         answer = {
             "resultType": "input_required", "inputRequests": questions, "requestState": state,
         }  # fmt: skip
@@ -451,7 +451,7 @@ class Session:
         """The parked exchange that `exchange` is the retry of; None when it is none of ours."""
         params = exchange.params or {}
         state = params.get("requestState")
-        if not seal.is_ours(state):
+        if not seal.is_ours(state, self.id):
             return None
         name = seal.unseal(state, self.principal, digest(exchange))
         parked = self._parked.pop(name, None) if name else None

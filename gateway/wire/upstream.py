@@ -12,14 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import sys
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Literal
 
-from ...isolation import Engine
 from ..calls import Calls, Version
 from ..pins import Pins, Watch
 from ..pins.watch import Withheld
@@ -28,48 +24,26 @@ from ..screens import Findings, definitions, detectors
 from ..screens.progress import Pieces
 from . import eras, jsonrpc, tracing
 from .acts import ACTING, act
+from .health import Health
 from .jsonrpc import Id, Message, RpcError, list_of, object_of
+from .links import Connector, Ears, Link
 from .session import LOG_LEVEL, MODERN_VERSIONS, SUBSCRIPTION, Asks, Client, Exchange, Session, Sink
-from .stdio import HIGH_WATER_BYTES, Pipe
-
-# Runs the server on the three descriptors until it ends, and says how it ended; cancelled, it
-# leaves nothing of it.
-Launch = Callable[[tuple[int, int, int]], Awaitable[str]]
+from .stdio import HIGH_WATER_BYTES
 
 HANDSHAKE_SECONDS = 60.0
 PROBE_SECONDS = 10.0
 REQUEST_SECONDS = 600.0
-_GRACE_SECONDS = 2.0  # the SDK's, between the end of its stdin and the end of a server
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 _MOST_QUEUED_BYTES = 256 << 20
 _MOST_ROUNDS = 10
-_STDERR_LINES, _STDERR_LINE_BYTES, _STDERR_LINES_A_SECOND = 50, 500, 100
-
-
-def sandboxed(engine: Engine, argv: Sequence[str], env: Mapping[str, str] | None = None) -> Launch:
-    """Run a server in a sandbox of its own.
-
-    Args:
-        engine: Entered; of the server's policy and workspace.
-        argv: Its command.
-        env: Added to the policy's environment: what the configuration names for this server.
-    """
-
-    async def launch(fds: tuple[int, int, int]) -> str:
-        result = await engine.run_with(argv, fds, signals=asyncio.Queue(), env=env)
-        if result.exit_code is not None:
-            return f"exit status {result.exit_code}"
-        return f"{result.reason}, signal {result.signal}"
-
-    return launch
 
 
 class Upstream:
-    """A server on the pipes of a process, for one session.
+    """A server, for one session.
 
     Args:
         name: In rules and records.
-        launch: Starts it.
+        connector: Reaches it.
         session: Whom it serves.
         calls, version: Who decides, and by what; `version` may be replaced, for calls to come.
         pins: What it may not change without a person; None: anything.
@@ -77,12 +51,12 @@ class Upstream:
     """
 
     def __init__(
-        self, name: str, launch: Launch, session: Session, calls: Calls, version: Version, *,
+        self, name: str, connector: Connector, session: Session, calls: Calls, version: Version, *,
         pins: Pins | None = None, request_seconds: float = REQUEST_SECONDS,
     ) -> None:  # fmt: skip
         self.name = name
         self.era: Literal["legacy", "modern"] = "legacy"
-        self._launch, self._session = launch, session
+        self._connector, self._session = connector, session
         self._calls, self.version = calls, version
         self._watch = Watch(pins) if pins is not None else None
         self._seconds = request_seconds
@@ -93,14 +67,17 @@ class Upstream:
         self._mine: list[Exchange] = []  # in flight here, also those that are parked
         self._uris: set[str] = set()
         self._level = ""
-        self._pipe: Pipe | None = None
-        self._process: asyncio.Task[str] | None = None
+        self._link: Link | None = None
+        self._by_id: dict[Id, Exchange] = {}
         self._opening: asyncio.Task[None] | None = None
-        self._starts = 0
+        self.health = Health()
         self._not_before = 0.0
         self._paused = False
-        self._stderr = _Stderr(name)
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    def whose(self) -> str:
+        """As `Watched.whose`."""
+        return self._session.client.name if self._session.client is not None else ""
 
     # What the client wants.
 
@@ -115,10 +92,18 @@ class Upstream:
 
     async def request(self, exchange: Exchange, method: str, params: Message | None) -> Message:
         """As `Backend.request`."""
-        await self._open(exchange.client)
+        self.health.requests += 1
+        try:
+            await self._open(exchange.client)
+        except RpcError:
+            self.health.failed += 1
+            raise
         self._mine.append(exchange)
         try:
             return await self._request(exchange, method, params)
+        except RpcError:
+            self.health.failed += 1
+            raise
         finally:
             self._mine.remove(exchange)
 
@@ -198,7 +183,7 @@ class Upstream:
 
     def notified(self, client: Client, method: str, params: Message | None) -> None:
         """As `Backend.notified`."""
-        if self._pipe is not None and (client.era == self.era or not method.startswith("notif")):
+        if self._link is not None and (client.era == self.era or not method.startswith("notif")):
             self._send(jsonrpc.notification(method, params))
 
     async def retire(self) -> None:
@@ -213,17 +198,11 @@ class Upstream:
             task.cancel()
         if self._opening is not None:
             self._opening.cancel()
-        process, self._process = self._process, None
-        if process is not None:
-            if self._pipe is not None:
-                self._pipe.close_writer()
-            await asyncio.wait({process}, timeout=_GRACE_SECONDS)
-            process.cancel()
-            await asyncio.gather(process, *self._tasks, return_exceptions=True)
-        if self._pipe is not None:
-            await self._pipe.aclose(0)
-            self._pipe = None
-        self._stderr.close()
+        link, self._link = self._link, None
+        if link is not None:
+            await link.aclose()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._connector.close()
 
     async def _forward(self, exchange: Exchange, method: str, params: Message | None) -> Any:
         if exchange.client.era == self.era:
@@ -235,7 +214,11 @@ class Upstream:
     async def _ask(self, exchange: Exchange, method: str, params: Message | None) -> Any:
         listening: list[int] = []
 
+        ids: list[int] = []
+
         def on_id(id: int) -> None:
+            ids.append(id)
+            self._by_id[id] = exchange
             if method == "subscriptions/listen":
                 listening.append(id)
                 self._listeners[id] = exchange, {}
@@ -248,6 +231,8 @@ class Upstream:
                     progress=self._progress(exchange), reason=lambda: exchange.reason, on_id=on_id,
                 )  # fmt: skip
         finally:
+            for id in ids:
+                self._by_id.pop(id, None)
             for id in listening:
                 self._listeners.pop(id, None)
         if listening and SUBSCRIPTION in object_of(object_of(result).get("_meta")):
@@ -257,6 +242,10 @@ class Upstream:
     async def _to_legacy(self, exchange: Exchange, method: str, params: Message | None) -> Any:
         if method in eras.GONE:
             raise RpcError(jsonrpc.METHOD_NOT_FOUND, "Method not found", method)
+        if "requestState" in (params or {}):  # none of this session's, and the server makes none
+            raise RpcError(
+                jsonrpc.INVALID_PARAMS, "requestState is not valid here: of another session"
+            )
         if method == "subscriptions/listen":
             return await self._listen(exchange, params or {})
         level = exchange.meta.get(LOG_LEVEL)
@@ -355,14 +344,14 @@ class Upstream:
     async def _open(self, client: Client) -> None:
         """Have a server that has been greeted. Raises `RpcError`."""
         opening = self._opening
-        if opening is not None and opening.done() and self._pipe is not None:
+        if opening is not None and opening.done() and self._link is not None:
             opening.result()
             return
-        if opening is None or (opening.done() and self._pipe is None):
+        if opening is None or (opening.done() and self._link is None):
             pause = self._not_before - asyncio.get_running_loop().time()
             if pause > 1.0:
                 text = f"Server {self.name!r} has ended and starts again in {pause:.0f} s"
-                raise RpcError(jsonrpc.SERVER_UNAVAILABLE, f"{text}{self._stderr.last()}")
+                raise RpcError(jsonrpc.SERVER_UNAVAILABLE, f"{text}{self._connector.last()}")
             opening = self._opening = asyncio.create_task(self._start(client))
         await asyncio.shield(opening)
 
@@ -375,61 +364,44 @@ class Upstream:
                 raise RpcError(jsonrpc.REFUSED, str(problem), data) from None
         loop = asyncio.get_running_loop()
         await asyncio.sleep(max(0.0, self._not_before - loop.time()))
-        pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**self._starts)
-        self._not_before = loop.time() + (pause if self._starts else 0)
-        self._starts += 1
-        theirs_in, ours_out = os.pipe2(os.O_CLOEXEC)
-        ours_in, theirs_out = os.pipe2(os.O_CLOEXEC)
-        theirs_err = self._stderr.open()
-        pipe = self._pipe = Pipe(
-            ours_in, ours_out, on_frame=self._frame, on_closed=lambda: self._ended(pipe),
-            on_oversize=self._oversize,
-        )  # fmt: skip
-        self._process = asyncio.create_task(self._run((theirs_in, theirs_out, theirs_err), pipe))
-        pipe.start()
+        starts = self.health.starts
+        pause = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** min(starts, 10))
+        self._not_before = loop.time() + (pause if starts else 0)
+        self.health.starts += 1
+        self.health.enter("starting")
+        ears = Ears(self._frame, self._oversize, self._ended)
+        link = self._link = self._connector.connect(ears)
         try:
             await self._greet(client)
             detectors.load_soon()  # what it will say is looked through, and not all of it may wait
-        except BaseException:
-            await self._abandon(pipe)
+        except BaseException as error:
+            if self._link is link:
+                self._link = None
+            self.health.enter("waiting", str(error) or "it did not start in time")
+            await link.aclose(at_once=True)
             raise
-        if self._starts > 1:
+        self.health.enter("running")
+        if self.health.starts > 1:
             offered = object_of(self._said.get("capabilities"))
             for method in eras.LISTS:
                 if object_of(offered.get(method.split("/")[1])).get("listChanged"):
                     self._deliver(method, None)
 
-    async def _run(self, fds: tuple[int, int, int], pipe: Pipe) -> str:
-        how = "it could not be started"
-        try:
-            how = await self._launch(fds)
-        except Exception as error:  # said to whoever waits
-            how = str(error)
-        finally:
-            for fd in fds:
-                os.close(fd)
-            self._ended(pipe, how)
-        return how
-
-    def _ended(self, pipe: Pipe, how: str = "it closed its stdout") -> None:
-        if self._pipe is not pipe:
+    def _ended(self, link: Link, how: str) -> None:
+        if self._link is not link:
             return
-        self._pipe = None
-        text = f"Server {self.name!r} has ended: {how}{self._stderr.last()}"
+        self._link = None
+        text = f"Server {self.name!r} has ended: {how}{self._connector.last()}"
+        self.health.enter("waiting", text)
         self._asks.close(text, jsonrpc.SERVER_UNAVAILABLE)
-        self._task(pipe.aclose(0), "close")
+        self._task(link.aclose(at_once=True), "close")
 
-    async def _abandon(self, pipe: Pipe) -> None:
-        process, self._process = self._process, None
-        if self._pipe is pipe:
-            self._pipe = None
-            await pipe.aclose(0)
-        if process is not None:
-            process.cancel()
-            await asyncio.gather(process, return_exceptions=True)
+    def _agreed(self, version: str) -> None:
+        if self._link is not None:
+            self._link.greeted(self.era, version)
 
     async def _greet(self, client: Client) -> None:
-        modern = client.era == "modern"
+        modern = client.era == "modern" and not self._connector.is_legacy
         discover = eras.enveloped(client, None)
         for attempt in range(2):
             try:
@@ -442,6 +414,7 @@ class Upstream:
                         list_of(object_of(said).get("supportedVersions"))
                     ):
                         self.era, self._said = "modern", said
+                        self._agreed(MODERN_VERSIONS[-1])
                         if client.era == "legacy":
                             self._relisten(client)
                         return
@@ -451,24 +424,26 @@ class Upstream:
                         self._send, "initialize", hello, seconds=HANDSHAKE_SECONDS
                     )
                     self.era, self._said = "legacy", object_of(said)
-                    if client.era == "modern" or self._starts > 1:
+                    if client.era == "modern" or self.health.starts > 1:
                         self._send(jsonrpc.notification("notifications/initialized", None))
+                    self._agreed(str(self._said.get("protocolVersion", "")))
                     return
             except RpcError as error:
                 # A server of the other era only; or one whose era a slow probe has settled.
-                if attempt or self._pipe is None or error.code == jsonrpc.SERVER_UNAVAILABLE:
+                if attempt or self._link is None or error.code == jsonrpc.SERVER_UNAVAILABLE:
                     raise
                 if not modern and error.code not in (-32022, -32601):
                     raise
-            modern = not modern
+            modern = not modern and not self._connector.is_legacy
         raise RpcError(jsonrpc.SERVER_UNAVAILABLE, f"Server {self.name!r} speaks no known revision")
 
     def _send(self, message: Message) -> None:
-        if self._pipe is None:
+        link = self._link
+        if link is None:
             raise RpcError(jsonrpc.SERVER_UNAVAILABLE, f"Server {self.name!r} is not running")
-        if self._pipe.buffered_bytes > _MOST_QUEUED_BYTES:
+        if link.buffered_bytes > _MOST_QUEUED_BYTES:
             raise RpcError(jsonrpc.OVERLOADED, f"Server {self.name!r} does not read")
-        self._pipe.send(jsonrpc.encode(message))
+        link.send(message)
 
     def _task(self, work: Any, name: str) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.create_task(work, name=name)
@@ -478,14 +453,14 @@ class Upstream:
 
     # What the server says.
 
-    def _frame(self, frame: bytes) -> None:
+    def _frame(self, frame: bytes, related: Id | None) -> None:
         try:
             message = jsonrpc.decode(frame)
         except jsonrpc.FrameError as problem:
             for id in problem.ids:
                 why = {"code": jsonrpc.INTERNAL_ERROR, "message": f"The server's answer: {problem}"}
                 self._asks.settle(jsonrpc.error(id, why))
-            self._stderr.say(b"not MCP on its stdout: " + frame[:200])
+            self._connector.say(b"not MCP on its stdout: " + frame[:200])
             return
         assert jsonrpc.is_object(message)
         method = message.get("method")
@@ -493,25 +468,25 @@ class Upstream:
             self._asks.settle(message)
         elif "id" in message:
             reasons: list[Message] = []
-            task = self._task(self._questioned(message, reasons), "question")
+            task = self._task(self._questioned(message, reasons, related), "question")
             self._asked[message["id"]] = task, reasons
         else:
-            self._heard(method, message.get("params"))
-        if not self._paused and self._session.is_congested(HIGH_WATER_BYTES) and self._pipe:
+            self._heard(method, message.get("params"), related)
+        if not self._paused and self._session.is_congested(HIGH_WATER_BYTES) and self._link:
             self._paused = True
-            self._pipe.pause()
-            self._session.when_clear(partial(self._go_on, self._pipe))
+            self._link.pause()
+            self._session.when_clear(partial(self._go_on, self._link))
 
-    def _go_on(self, pipe: Pipe) -> None:
+    def _go_on(self, link: Link) -> None:
         self._paused = False
-        pipe.resume()
+        link.resume()
 
     def _oversize(self, head: bytes) -> None:
         text = f"The server's answer is over {jsonrpc.MAX_FRAME_BYTES >> 20} MiB"
         problem = {"code": jsonrpc.INTERNAL_ERROR, "message": text}
         self._asks.settle(jsonrpc.error(jsonrpc.salvage_id(head), problem))
 
-    def _heard(self, method: str, params: Message | None) -> None:
+    def _heard(self, method: str, params: Message | None, related: Id | None) -> None:
         said = params or {}
         if method == "notifications/progress" and self._asks.progressed(said):
             return
@@ -523,17 +498,19 @@ class Upstream:
             return
         if self._watch is not None:
             self._watch.changed(method)
-        self._deliver(method, params)
+        self._deliver(method, params, related)
 
-    def _deliver(self, method: str, params: Message | None) -> None:
+    def _deliver(self, method: str, params: Message | None, related: Id | None = None) -> None:
         client = self._session.client
         if client is None:
             return
         with contextlib.suppress(definitions.Withheld):
             params = definitions.passed(self.version.screen, method, params)
-            self._notify(client, method, params)
+            self._notify(client, method, params, related)
 
-    def _notify(self, client: Client, method: str, params: Message | None) -> None:
+    def _notify(
+        self, client: Client, method: str, params: Message | None, related: Id | None
+    ) -> None:
         if self.era == "modern":
             id = object_of((params or {}).get("_meta")).get(SUBSCRIPTION)
             if client.era == "modern" and type(id) is int and params is not None:
@@ -546,9 +523,9 @@ class Upstream:
                 if method == "notifications/subscriptions/acknowledged":
                     return
                 params = eras.without_subscription(params)
-            self._session.send(jsonrpc.notification(method, params), self._stream())
+            self._session.send(jsonrpc.notification(method, params), self._stream(related))
         elif client.era == "legacy":
-            self._session.send(jsonrpc.notification(method, params), self._stream())
+            self._session.send(jsonrpc.notification(method, params), self._stream(related))
         elif method == "notifications/message":
             for exchange in reversed(self._mine):
                 if eras.loud_enough((params or {}).get("level"), exchange.meta.get(LOG_LEVEL)):
@@ -560,13 +537,18 @@ class Upstream:
                     meta = {**object_of((params or {}).get("_meta")), SUBSCRIPTION: exchange.id}
                     exchange.emit(jsonrpc.notification(method, {**(params or {}), "_meta": meta}))
 
-    def _stream(self) -> Sink | None:
-        """Where what belongs to no request goes: over HTTP the stream of the newest request."""
-        if self._session.has_streams and self._mine and self._mine[-1].bound:
-            return self._mine[-1].sink
-        return None
+    def _stream(self, related: Id | None) -> Sink | None:
+        """Where a message goes: over HTTP the stream of its request, else of the newest one."""
+        if not self._session.has_streams:
+            return None
+        exchange = self._by_id.get(related) if related is not None else None
+        if exchange is None and self._mine:
+            exchange = self._mine[-1]
+        return exchange.sink if exchange is not None and exchange.bound else None
 
-    async def _questioned(self, message: Message, reasons: list[Message]) -> None:
+    async def _questioned(
+        self, message: Message, reasons: list[Message], related: Id | None
+    ) -> None:
         """Answer a request of the server's."""
         id, method, params = message["id"], message["method"], message.get("params")
         client = self._session.client
@@ -578,10 +560,11 @@ class Upstream:
             elif method in ACTING:
                 answer = await act(
                     self._calls, self.version, self._session, client, self.name, method, params,
-                    partial(self._question, client, method, reasons), self._carrier(),
+                    partial(self._question, client, method, reasons, related),
+                    self._carrier(related),
                 )  # fmt: skip
             else:
-                answer = await self._question(client, method, reasons, params)
+                answer = await self._question(client, method, reasons, related, params)
             reply = jsonrpc.result(id, answer)
         except RpcError as error:
             reply = jsonrpc.error(id, error.error)
@@ -593,83 +576,32 @@ class Upstream:
             self._send(reply)
 
     async def _question(
-        self, client: Client, method: str, reasons: list[Message], params: Message | None
-    ) -> Any:
+        self, client: Client, method: str, reasons: list[Message], related: Id | None,
+        params: Message | None,
+    ) -> Any:  # fmt: skip
+        known = self._by_id.get(related) if related is not None else None
         if client.era == "legacy":
-            origin = self._mine[-1] if self._mine and self._session.has_streams else None
+            origin = known or (self._mine[-1] if self._mine else None)
+            if not self._session.has_streams:
+                origin = None
             return await self._session.ask(
                 method, params, origin, reason=lambda: reasons[-1] if reasons else None,
                 progress=lambda said: self._send(
                     jsonrpc.notification("notifications/progress", said)
                 ),
             )  # fmt: skip
-        if (exchange := self._carrier()) is not None:
+        if (exchange := self._carrier(related)) is not None:
             return await exchange.ask(method, params)
         raise RpcError(jsonrpc.METHOD_NOT_FOUND, "The client has no request that could carry this")
 
-    def _carrier(self) -> Exchange | None:
+    def _carrier(self, related: Id | None) -> Exchange | None:
         """The request that may carry a question to the client.
 
         Over stdio nothing says to which request a question belongs: the newest that may wait.
         """
+        if related is not None and related in self._by_id:
+            return self._by_id[related]
         for exchange in reversed(self._mine):
             if exchange.method in ("tools/call", "prompts/get", "resources/read"):
                 return exchange
         return None
-
-
-class _Stderr:
-    """What a server writes to its stderr: the last lines kept, all of it shown, within bounds."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._lines: deque[str] = deque(maxlen=_STDERR_LINES)
-        self._reader = -1
-        self._rest = b""
-        self._second, self._shown = 0, 0
-
-    def open(self) -> int:
-        """The writing end of a new pipe."""
-        self.close()
-        self._reader, writer = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._reader, False)
-        asyncio.get_running_loop().add_reader(self._reader, self._read)
-        return writer
-
-    def close(self) -> None:
-        """Read no more."""
-        if self._reader >= 0:
-            asyncio.get_running_loop().remove_reader(self._reader)
-            os.close(self._reader)
-            self._reader = -1
-
-    def last(self) -> str:
-        """The last line, to be added to a sentence."""
-        return f"; it last said: {self._lines[-1][:300]}" if self._lines else ""
-
-    def say(self, line: bytes) -> None:
-        """Take a line: no control characters, bounded in length and in number a second."""
-        text = line[:_STDERR_LINE_BYTES].decode("utf-8", "replace")
-        text = "".join(c if c.isprintable() else "�" for c in text.rstrip("\r"))
-        if not text:
-            return
-        self._lines.append(text)
-        now = int(asyncio.get_running_loop().time())
-        if now != self._second:
-            self._second, self._shown = now, 0
-        self._shown += 1
-        if self._shown <= _STDERR_LINES_A_SECOND:
-            print(f"[{self._name}] {text}", file=sys.stderr)
-
-    def _read(self) -> None:
-        try:
-            data = os.read(self._reader, 1 << 16)
-        except BlockingIOError:
-            return
-        if not data:
-            self.close()
-            return
-        *lines, rest = (self._rest + data).split(b"\n")
-        self._rest = rest[:_STDERR_LINE_BYTES]
-        for line in lines:
-            self.say(line)

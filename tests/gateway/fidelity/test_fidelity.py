@@ -16,6 +16,7 @@ import pytest
 
 from purplebox.gateway.audit import verify
 from purplebox.gateway.gateway import Gateway
+from purplebox.gateway.wire.process import Launcher
 from purplebox.gateway.wire.router import Single
 from purplebox.gateway.wire.session import Session
 from purplebox.gateway.wire.upstream import Upstream
@@ -48,7 +49,9 @@ async def through(connect: Any, era: str, workspace: Path) -> AsyncGenerator[Any
 
         def single(session: Session) -> Single:
             launch = lambda fds: unconfined(era, fds)  # noqa: E731
-            return Single(Upstream("fake", launch, session, gateway.calls, gateway.version))
+            return Single(
+                Upstream("fake", Launcher("fake", launch), session, gateway.calls, gateway.version)
+            )
 
         async with connect(single) as wire:
             yield wire

@@ -20,6 +20,7 @@ from purplebox.gateway.pins import PinError, Pins, PinStore
 from purplebox.gateway.pins.launch import launch_of
 from purplebox.gateway.wire.aggregate import Many
 from purplebox.gateway.wire.builtin import BuiltIns
+from purplebox.gateway.wire.process import Launcher
 from purplebox.gateway.wire.router import Single
 from purplebox.gateway.wire.session import Handler, Session
 from purplebox.gateway.wire.upstream import Upstream
@@ -98,8 +99,9 @@ class Place:
 
                 def handler(session: Session) -> Handler:
                     upstream = Upstream(
-                        "files", launch, session, gateway.calls, gateway.version, pins=pins
-                    )
+                        "files", Launcher("files", launch), session, gateway.calls, gateway.version,
+                        pins=pins,
+                    )  # fmt: skip
                     if self.many:
                         return Many([BuiltIns(gateway), upstream])
                     return Single(upstream)

@@ -31,6 +31,31 @@ policy = load_policy(sys.argv[2], project=workspace)
 asyncio.run(serve_wrapped(policy, workspace, sys.argv[4:], http=listen))
 """
 
+# The same for a server that is reached by URL.
+REACH = """
+import asyncio, sys
+from pathlib import Path
+from purplebox import Gateway
+from purplebox.gateway.calls import Version
+from purplebox.gateway.config import ServerSpec
+from purplebox.gateway.elsewhere import Elsewhere, connector_to, policy_for
+from purplebox.gateway.server import Listen, serve_http
+from purplebox.gateway.wire.router import Single
+from purplebox.gateway.wire.upstream import Upstream
+from purplebox.isolation.egress.dial import SystemResolver
+async def main():
+    spec = ServerSpec(name="far", profile="", url=sys.argv[2])
+    listen = Listen(host="127.0.0.1", port=int(sys.argv[1]), stream_seconds=0.2)
+    own = policy_for(spec, Path(sys.argv[3]))
+    async with Gateway("mcp-server", sys.argv[3]) as gateway, Elsewhere(own, None) as engine:
+        version, resolver = Version(policy=own, engine=engine), SystemResolver()
+        def single(session):
+            connector = connector_to(spec, own, resolver)
+            return Single(Upstream("far", connector, session, gateway.calls, version))
+        await serve_http(single, listen)
+asyncio.run(main())
+"""
+
 
 @contextlib.contextmanager
 def running(log: Path, *command: Any) -> Generator[int]:
@@ -61,7 +86,7 @@ def checked(commands: Path, env: dict[str, str], port: int, version: str, result
     run = subprocess.run(
         [commands / "conformance", "server", "--url", f"http://127.0.0.1:{port}/mcp", "--suite", "all",
          "--spec-version", version, "-o", results],
-        capture_output=True, text=True, env=env, check=False, timeout=200,
+        capture_output=True, text=True, env=env, check=False, timeout=600,
     )  # fmt: skip
     found: Checks = {}
     for file in sorted(results.glob("*/checks.json")):
@@ -91,8 +116,12 @@ def test_the_same_checks_pass_directly_and_through_the_gateway(
     direct = (sys.executable, FIXTURE, "PORT")
     wrapped = (sys.executable, "-c", WRAP, "PORT", profile, workspace, sys.executable, "server.py")
     found: dict[tuple[str, str], Checks] = {}
-    for name, command in (("direct", direct), ("wrapped", wrapped)):
-        with running(tmp_path / f"{name}.log", *command) as port:
+    with contextlib.ExitStack() as stack:
+        far = stack.enter_context(running(tmp_path / "direct.log", *direct))
+        behind = stack.enter_context(running(tmp_path / "wrapped.log", *wrapped))
+        reach = (sys.executable, "-c", REACH, "PORT", f"http://127.0.0.1:{far}/mcp", workspace)
+        reached = stack.enter_context(running(tmp_path / "reached.log", *reach))
+        for name, port in (("direct", far), ("wrapped", behind), ("reached", reached)):
             for version in ("2025-11-25", "2026-07-28"):
                 found[name, version] = checked(
                     suite, with_node, port, version, tmp_path / f"{name}-{version}"
@@ -100,6 +129,7 @@ def test_the_same_checks_pass_directly_and_through_the_gateway(
     for version, least in (("2025-11-25", 80), ("2026-07-28", 150)):
         alone = found["direct", version]
         assert found["wrapped", version] == alone
+        assert found["reached", version] == alone
         assert {status for all in alone.values() for status in all} == {"SUCCESS"}
         assert sum(map(len, alone.values())) >= least
     report = verify(private_home / "state" / "purple" / "audit.jsonl")

@@ -23,6 +23,7 @@ from purplebox.gateway.audit.log import entries
 from purplebox.gateway.reasons import Reason
 from purplebox.gateway.screens import definitions, detectors
 from purplebox.gateway.screens.screen import META
+from purplebox.gateway.wire.process import Launcher
 from purplebox.gateway.wire.router import Single
 from purplebox.gateway.wire.session import Session
 from purplebox.gateway.wire.upstream import Upstream
@@ -76,7 +77,9 @@ async def served(
 
         def single(session: Session) -> Single:
             launch = lambda fds: unconfined(file, fds)  # noqa: E731
-            return Single(Upstream("scripted", launch, session, gateway.calls, version))
+            return Single(
+                Upstream("scripted", Launcher("s", launch), session, gateway.calls, version)
+            )
 
         async with connect(single) as wire:
             wire.hello = await wire.initialize(elicitation={}, sampling={})

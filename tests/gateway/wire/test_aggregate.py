@@ -153,7 +153,7 @@ def test_a_resource_is_asked_of_its_own_server_only(raw_client: Any) -> None:
         ("{mcpServers: {a__b: {command: x}}}", "no '__'"),
         ("{mcpServers: {files: {command: x}, fi1es: {command: y}}}", "looks like files"),
         ("{mcpServers: {a: {command: x, comand: y}}}", "a.comand: unknown key"),
-        ("{mcpServers: {a: {url: 'http://x'}}}", "url"),
+        ("{mcpServers: {a: {url: 'http://x', command: y}}}", "command"),
         ("{mcpServers: {a: {command: '${NOPE}'}}}", "variable NOPE is not set"),
         ("{mcpServers: {a: {command: x, args: y}}}", "args a list"),
         ("{mcpServers: [", "mcpServers"),

@@ -75,3 +75,15 @@ def test_a_number_beyond_a_double_is_refused_when_written() -> None:
     assert isinstance(message, dict)
     with pytest.raises(ValueError):
         jsonrpc.encode(message)
+
+
+@pytest.mark.parametrize("frame", [
+    b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"a","arguments":{"x":1,"x":2}}}',
+    b'{"jsonrpc":"2.0","id":7,"method":"a","method":"b"}',
+])  # fmt: skip
+def test_a_member_that_is_there_twice_is_refused_in_what_clients_send(frame: bytes) -> None:
+    with pytest.raises(jsonrpc.FrameError) as caught:
+        jsonrpc.decode(frame, strict=True)
+    assert caught.value.answers[0]["error"]["code"] == jsonrpc.INVALID_REQUEST
+    assert caught.value.ids == (7,)
+    jsonrpc.decode(frame)  # the control: a server's own is passed on as its parser would have it

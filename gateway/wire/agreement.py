@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .wire.jsonrpc import Message, is_object, list_of, object_of
-from .wire.session import VERSION
+from .jsonrpc import Message, is_object, list_of, object_of
+from .session import VERSION
 
 NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 _ROUTING = ("mcp-protocol-version", "mcp-method", "mcp-name")
@@ -99,6 +99,39 @@ def parameter_disagreement(
                 continue
         return f"{name} differs from the argument {where}"
     return ""
+
+
+def request_headers(message: Message, schema: Any) -> dict[str, str]:
+    """The headers of a modern request; {} for a message of the other era.
+
+    Args:
+        message: The request.
+        schema: The input schema of the tool that it calls; None where it calls none, or unknown.
+    """
+    params = object_of(message.get("params"))
+    version, method = object_of(params.get("_meta")).get(VERSION), message.get("method")
+    if not isinstance(version, str) or not isinstance(method, str):
+        return {}
+    headers = {"MCP-Protocol-Version": version, "Mcp-Method": _encoded(method)}
+    name = params.get(NAMED.get(method, ""))
+    if isinstance(name, str):
+        headers["Mcp-Name"] = _encoded(name)
+    for path, parameter, _ in annotated_by(schema):
+        value: Any = params.get("arguments")
+        for key in path:
+            value = object_of(value).get(key)
+        text = _rendered(value)
+        if text is not None:
+            headers[parameter] = _encoded(text)
+    return headers
+
+
+def _encoded(value: str) -> str:
+    """As a header holds it: wrapped in base64 where it could not be read back otherwise."""
+    plain = re.fullmatch(r"[\x20-\x7e]*", value) and value == value.strip()
+    if plain and not (value.startswith("=?base64?") and value.endswith("?=")):
+        return value
+    return f"=?base64?{base64.b64encode(value.encode('utf-8', 'surrogatepass')).decode()}?="
 
 
 def decoded(value: str | None) -> str | None:

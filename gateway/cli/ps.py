@@ -1,0 +1,57 @@
+"""`purple ps`: the running gateways of this user, and how the servers behind them fare."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+_ERROR_CHARACTERS = 200
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        "ps", help="running gateways and the health of the servers behind them"
+    )
+    parser.add_argument("--json", action="store_true", help="a JSON object for each gateway")
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show them; 1 when a server waits to be started again."""
+    from ..approvals.channel import ChannelError, statuses
+    from . import fail
+
+    try:
+        found = list(statuses())
+    except ChannelError as error:
+        return fail(str(error), 1)
+    for status in found:
+        print(json.dumps(status) if args.json else _shown(status))
+    if not found and not args.json:
+        print("no gateway is running")
+    servers = [server for status in found for server in status["servers"]]
+    return 1 if any(server["state"] == "waiting" for server in servers) else 0
+
+
+def _shown(status: dict[str, Any]) -> str:
+    lines = [f"{status['pid']:>7}  {status['gateway']}, up {_time(status['uptime_seconds'])}"]
+    for server in status["servers"]:
+        line = (
+            f"         {server['server']:<20} {server['state']:<11} {_time(server['seconds']):>8}"
+        )
+        line += f"  {server['requests']} requests, {server['failed']} failed"
+        line += f", {server['restarts']} restarts"
+        lines.append(line + (f"  for {server['client']}" if server["client"] else ""))
+        if server["last_error"]:
+            lines.append(f"           last: {server['last_error'][:_ERROR_CHARACTERS]}")
+    # What servers and clients call themselves is theirs; a terminal is not.
+    return "\n".join("".join(c if c.isprintable() else "�" for c in line) for line in lines)
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,56 @@
+"""Servers that run elsewhere: reached by URL, under egress rules, held by no sandbox of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..isolation import Enforcement, Engine
+from ..isolation.egress.dial import Dialer, Resolve
+from ..isolation.enforcement import Layer
+from ..isolation.plan import compile_plan
+from ..policies import Policy, load_policy
+from ..policies.addresses import literal_address
+from ..policies.hosts import Hosts
+from ..policies.model import HostRule, Network
+from .config import ServerSpec
+from .wire.http_client import Origin
+from .wire.links import Connector, destination
+from .wire.remote import Remote
+
+_LOOPBACK = ("127.0.0.0/8", "::1/128")
+_LAYERS = ("namespaces", "mounts", "capabilities", "landlock", "seccomp", "cgroup", "network")
+
+
+class Elsewhere(Engine):
+    """The engine of a server that runs elsewhere: calls are judged by its policy, and nothing is held."""
+
+    @property
+    def enforcement(self) -> Enforcement:
+        """Nothing of a sandbox; what is reached is held by the egress rules."""
+        layer = Layer(status="none", reason="the server runs elsewhere, not in a sandbox")
+        return Enforcement(layers=dict.fromkeys(_LAYERS, layer))
+
+    async def __aenter__(self) -> Engine:
+        self._plan = compile_plan(self.policy, None)
+        return self
+
+
+def connector_to(server: ServerSpec, policy: Policy, resolve: Resolve) -> Connector:
+    """Reaches a server by its URL, as its policy's `network` lets it."""
+    hosts = Hosts(policy.network)
+    origin = Origin(server.url, hosts, Dialer(hosts, resolve), policy.network.bytes_out)
+    return Remote(server.url, origin, server.headers, server.kind)
+
+
+def policy_for(server: ServerSpec, workspace: Path) -> Policy:
+    """Of a server without a profile: what reaches the URL's host and port, and nothing else."""
+    host, port = destination(server.url)[1:]
+    literal = literal_address(host)
+    where = {"addresses": _LOOPBACK} if host == "localhost" else {}
+    rule = HostRule(host=host if literal is None else str(literal), ports=(port,), **where)
+    base = load_policy("mcp-server", project=workspace)
+    changes = {
+        "name": f"url:{server.name}", "network": Network(isolated=False, allow=(rule,)),
+        "filesystem": base.filesystem.model_copy(update={"workspace": "none"}),
+    }  # fmt: skip
+    return base.model_copy(update=changes)
