@@ -29,16 +29,9 @@ from .response import (
 )
 from .wire import agreement, jsonrpc
 from .wire.agreement import Annotation
+from .wire.client import ANYBODY, CAPABILITIES, HANDSHAKE_VERSIONS, MODERN_VERSIONS, VERSION
 from .wire.jsonrpc import Message, is_object, list_of, object_of
-from .wire.session import (
-    ANYBODY,
-    CAPABILITIES,
-    HANDSHAKE_VERSIONS,
-    MODERN_VERSIONS,
-    VERSION,
-    Handler,
-    Session,
-)
+from .wire.session import Handler, Session
 
 PATH = "/mcp"
 MAX_SESSIONS = 256

@@ -16,10 +16,11 @@ from ..config import skeleton
 from . import jsonrpc
 from .acts import Backend
 from .builtin import INFO, cacheable, described, stamped
+from .client import SUBSCRIPTION, Client
 from .eras import LISTS as LIST_CHANGES
 from .eras import heard
 from .jsonrpc import Message, RpcError, is_object, list_of, object_of, too_deep
-from .session import SUBSCRIPTION, Client, Exchange, Session
+from .session import Exchange, Session
 
 SEPARATOR = "__"
 START_SECONDS = 20.0

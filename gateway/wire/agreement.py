@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from .client import VERSION
 from .jsonrpc import Message, is_object, list_of, object_of
-from .session import VERSION
 
 NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 _ROUTING = ("mcp-protocol-version", "mcp-method", "mcp-name")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..approvals.question import Answer, Question, elicited
+from .client import Client
 from .jsonrpc import RpcError, is_object, object_of
-from .session import Client, Exchange, Session
+from .session import Exchange, Session
 
 
 class ClientAsker:

@@ -10,8 +10,7 @@ from typing import Any
 
 from . import jsonrpc
 from .builtin import cacheable, described, stamped
-from .jsonrpc import Message, RpcError, list_of, object_of
-from .session import (
+from .client import (
     CAPABILITIES,
     CLIENT_INFO,
     ENVELOPE,
@@ -23,6 +22,7 @@ from .session import (
     VERSION,
     Client,
 )
+from .jsonrpc import Message, RpcError, list_of, object_of
 
 LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 CACHEABLE = frozenset({

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .acts import Backend
+from .client import Client
 from .jsonrpc import Message
-from .session import Client, Exchange
+from .session import Exchange
 
 
 class Single:

@@ -14,29 +14,17 @@ Theory of operation
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 import traceback
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from . import jsonrpc, seal, tracing
+from .asks import Asks
+from .client import MODERN_VERSIONS, VERSION, Client, envelope
 from .jsonrpc import Id, Message, RpcError, object_of
 
-HANDSHAKE_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
-MODERN_VERSIONS = ("2026-07-28",)
-_KEY = "io.modelcontextprotocol/"
-VERSION, CLIENT_INFO, CAPABILITIES = (
-    f"{_KEY}protocolVersion", f"{_KEY}clientInfo", f"{_KEY}clientCapabilities",
-)  # fmt: skip
-LOG_LEVEL, SERVER_INFO, SUBSCRIPTION = (
-    f"{_KEY}logLevel", f"{_KEY}serverInfo", f"{_KEY}subscriptionId",
-)  # fmt: skip
-ENVELOPE = frozenset({VERSION, CLIENT_INFO, CAPABILITIES, LOG_LEVEL})
-
-ANYBODY = "loopback"  # the principal of all HTTP clients where no token is asked for
 MAX_IN_FLIGHT = 1024
 ASK_SECONDS = 300.0  # a person may have to answer; a client without a stream never will
 PARKED_SECONDS = 600.0
@@ -54,34 +42,6 @@ class Sink(Protocol):
     def send(self, message: Message) -> None:
         """Queue one. Raises `ValueError` when it cannot be written as JSON."""
         ...
-
-
-@dataclass(kw_only=True)
-class Client:
-    """What a client has said of itself.
-
-    Attributes:
-        era: "legacy" has a handshake and sessions, "modern" neither.
-        version: Protocol revision that it asked for.
-        capabilities, info: As it stated them.
-        initialize: The params of its `initialize`, whole; None in the modern era.
-        principal: Who it is to the transport: the same for all that may share state.
-    """
-
-    era: Literal["legacy", "modern"]
-    version: str
-    capabilities: Message = field(default_factory=dict[str, Any])
-    info: Message = field(default_factory=dict[str, Any])
-    initialize: Message | None = None
-    principal: str = ""
-
-    @property
-    def name(self) -> str:
-        """Of its token, else what it calls itself, for rules and the record; "" when neither is."""
-        if self.principal not in ("", ANYBODY):
-            return self.principal
-        name = self.info.get("name")
-        return name[:200] if isinstance(name, str) else ""
 
 
 class Handler(Protocol):
@@ -468,123 +428,6 @@ class Session:
         else:
             parked.answered(object_of(params.get("inputResponses")))
         return parked
-
-
-class Asks:
-    """Requests to a peer that wait for its answer. Ids and progress tokens are our own."""
-
-    def __init__(self) -> None:
-        self._last = 0
-        self._waiting: dict[int, tuple[asyncio.Future[Message], Callable[[Message], None]]] = {}
-
-    async def ask(
-        self, send: Callable[[Message], None], method: str, params: Message | None, *,
-        seconds: float, progress: Callable[[Message], None] | None = None,
-        reason: Callable[[], Message | None] = lambda: None,
-        on_id: Callable[[int], None] | None = None,
-    ) -> Any:  # fmt: skip
-        """Send a request and wait for its result.
-
-        Args:
-            send: Puts it on the wire.
-            method, params: Of the request; a progress token in it is replaced by ours.
-            seconds: After that it is cancelled; a progress notification starts the time anew.
-            progress: Called with the params of each progress notification, its token restored.
-            reason: The params of the cancellation that ends the caller, where there is one.
-            on_id: Told the id that the peer sees.
-
-        Raises:
-            RpcError: what the peer answered, or TIMED_OUT.
-
-        A cancelled caller has the request cancelled at the peer.
-        """
-        self._last += 1
-        id = self._last
-        if on_id is not None:
-            on_id(id)
-        token = object_of((params or {}).get("_meta")).get("progressToken")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Message] = loop.create_future()
-
-        def expire() -> None:
-            if not future.done():
-                future.set_exception(TimeoutError())
-
-        timer = loop.call_later(seconds, expire)
-
-        def on_progress(said: Message) -> None:
-            nonlocal timer
-            timer.cancel()
-            timer = loop.call_later(seconds, expire)
-            if progress is not None and token is not None:
-                progress({**said, "progressToken": token})
-
-        if params is not None and token is not None:
-            params = {**params, "_meta": {**params["_meta"], "progressToken": id}}
-        self._waiting[id] = future, on_progress
-        try:
-            send(jsonrpc.request(id, method, params))
-            message = await future
-        except TimeoutError:
-            cancel = {"requestId": id, "reason": "timed out"}
-            with contextlib.suppress(RpcError):  # the peer may be gone
-                send(jsonrpc.notification("notifications/cancelled", cancel))
-            raise RpcError(jsonrpc.TIMED_OUT, f"{method} was not answered in time") from None
-        except asyncio.CancelledError:
-            cancel = {**(reason() or {}), "requestId": id}
-            with contextlib.suppress(RpcError):
-                send(jsonrpc.notification("notifications/cancelled", cancel))
-            raise
-        except ValueError as problem:
-            raise RpcError(jsonrpc.PARSE_ERROR, f"The request is not JSON: {problem}") from None
-        finally:
-            timer.cancel()
-            del self._waiting[id]
-        if "error" in message:
-            raise RpcError.of(message["error"])
-        return message["result"]
-
-    def settle(self, message: Message) -> None:
-        """Take a response; one that nobody waits for is dropped."""
-        id = message.get("id")
-        waiting = self._waiting.get(id) if type(id) is int else None
-        if waiting is not None and not waiting[0].done():
-            waiting[0].set_result(message)
-
-    def progressed(self, params: Message) -> bool:
-        """Take a progress notification; False when its token is none of ours."""
-        token = params.get("progressToken")
-        waiting = self._waiting.get(token) if type(token) is int else None
-        if waiting is not None:
-            waiting[1](params)
-        return waiting is not None
-
-    def close(self, why: str, code: int = jsonrpc.INTERNAL_ERROR) -> None:
-        """Fail all that wait."""
-        for future, _ in list(self._waiting.values()):
-            if not future.done():
-                future.set_result(jsonrpc.error(None, {"code": code, "message": why}))
-
-
-def envelope(params: Message, principal: str) -> Client:
-    """The client as the envelope of a modern request states it. Raises `RpcError`.
-
-    Source: 2026-07-28, basic, "Per-request protocol fields".
-    """
-    meta = object_of(params.get("_meta"))
-    missing = [key for key in (VERSION, CAPABILITIES) if key not in meta]
-    if missing:
-        raise RpcError(jsonrpc.INVALID_PARAMS, f"params._meta lacks {', '.join(missing)}")
-    version = meta[VERSION]
-    if not isinstance(version, str):
-        raise RpcError(jsonrpc.INVALID_PARAMS, f"{VERSION} must be a string")
-    if version not in MODERN_VERSIONS:
-        data = {"supported": list(MODERN_VERSIONS), "requested": version}
-        raise RpcError(jsonrpc.UNSUPPORTED_VERSION, "Unsupported protocol version", data)
-    return Client(
-        era="modern", version=version, capabilities=object_of(meta[CAPABILITIES]),
-        info=object_of(meta.get(CLIENT_INFO)), principal=principal,
-    )  # fmt: skip
 
 
 def digest(exchange: Exchange) -> str:

@@ -24,10 +24,12 @@ from ..screens import Findings, definitions, detectors
 from ..screens.progress import Pieces
 from . import eras, jsonrpc, tracing
 from .acts import ACTING, act
+from .asks import Asks
+from .client import LOG_LEVEL, MODERN_VERSIONS, SUBSCRIPTION, Client
 from .health import Health
 from .jsonrpc import Id, Message, RpcError, list_of, object_of
 from .links import Connector, Ears, Link
-from .session import LOG_LEVEL, MODERN_VERSIONS, SUBSCRIPTION, Asks, Client, Exchange, Session, Sink
+from .session import Exchange, Session, Sink
 from .stdio import HIGH_WATER_BYTES
 
 HANDSHAKE_SECONDS = 60.0

@@ -1,0 +1,107 @@
+"""Requests to a peer that wait for its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from . import jsonrpc
+from .jsonrpc import Message, RpcError, object_of
+
+
+class Asks:
+    """Those to one peer. Ids and progress tokens are our own."""
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._waiting: dict[int, tuple[asyncio.Future[Message], Callable[[Message], None]]] = {}
+
+    async def ask(
+        self, send: Callable[[Message], None], method: str, params: Message | None, *,
+        seconds: float, progress: Callable[[Message], None] | None = None,
+        reason: Callable[[], Message | None] = lambda: None,
+        on_id: Callable[[int], None] | None = None,
+    ) -> Any:  # fmt: skip
+        """Send a request and wait for its result.
+
+        Args:
+            send: Puts it on the wire.
+            method, params: Of the request; a progress token in it is replaced by ours.
+            seconds: After that it is cancelled; a progress notification starts the time anew.
+            progress: Called with the params of each progress notification, its token restored.
+            reason: The params of the cancellation that ends the caller, where there is one.
+            on_id: Told the id that the peer sees.
+
+        Raises:
+            RpcError: what the peer answered, or TIMED_OUT.
+
+        A cancelled caller has the request cancelled at the peer.
+        """
+        self._last += 1
+        id = self._last
+        if on_id is not None:
+            on_id(id)
+        token = object_of((params or {}).get("_meta")).get("progressToken")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Message] = loop.create_future()
+
+        def expire() -> None:
+            if not future.done():
+                future.set_exception(TimeoutError())
+
+        timer = loop.call_later(seconds, expire)
+
+        def on_progress(said: Message) -> None:
+            nonlocal timer
+            timer.cancel()
+            timer = loop.call_later(seconds, expire)
+            if progress is not None and token is not None:
+                progress({**said, "progressToken": token})
+
+        if params is not None and token is not None:
+            params = {**params, "_meta": {**params["_meta"], "progressToken": id}}
+        self._waiting[id] = future, on_progress
+        try:
+            send(jsonrpc.request(id, method, params))
+            message = await future
+        except TimeoutError:
+            cancel = {"requestId": id, "reason": "timed out"}
+            with contextlib.suppress(RpcError):  # the peer may be gone
+                send(jsonrpc.notification("notifications/cancelled", cancel))
+            raise RpcError(jsonrpc.TIMED_OUT, f"{method} was not answered in time") from None
+        except asyncio.CancelledError:
+            cancel = {**(reason() or {}), "requestId": id}
+            with contextlib.suppress(RpcError):
+                send(jsonrpc.notification("notifications/cancelled", cancel))
+            raise
+        except ValueError as problem:
+            raise RpcError(jsonrpc.PARSE_ERROR, f"The request is not JSON: {problem}") from None
+        finally:
+            timer.cancel()
+            del self._waiting[id]
+        if "error" in message:
+            raise RpcError.of(message["error"])
+        return message["result"]
+
+    def settle(self, message: Message) -> None:
+        """Take a response; one that nobody waits for is dropped."""
+        id = message.get("id")
+        waiting = self._waiting.get(id) if type(id) is int else None
+        if waiting is not None and not waiting[0].done():
+            waiting[0].set_result(message)
+
+    def progressed(self, params: Message) -> bool:
+        """Take a progress notification; False when its token is none of ours."""
+        token = params.get("progressToken")
+        waiting = self._waiting.get(token) if type(token) is int else None
+        if waiting is not None:
+            waiting[1](params)
+        return waiting is not None
+
+    def close(self, why: str, code: int = jsonrpc.INTERNAL_ERROR) -> None:
+        """Fail all that wait."""
+        for future, _ in list(self._waiting.values()):
+            if not future.done():
+                future.set_result(jsonrpc.error(None, {"code": code, "message": why}))
