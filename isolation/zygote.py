@@ -142,6 +142,7 @@ class Zygote:
             for fd in sorted(events, key=lambda fd: fd != self._keeper.fileno()):
                 if fd == self._gateway.fileno():
                     self._on_gateway()
+                    break  # a spawn hears keeper and ends itself: what epoll told is old
                 elif fd == self._keeper.fileno():
                     self._on_keeper()
                 elif fd == self._ooms.fileno():
