@@ -156,7 +156,10 @@ class Servers:
         return PolicySource(name=spec.profile, project=self._workspace).load()
 
     def _server(self, spec: ServerSpec, own: Policy, outer: Policy, engine: Engine) -> _Server:
-        version = Version(policy=both(outer, own), engine=engine, secrets=spec.env)
+        # "Bearer X": what must not come back is X.
+        sent = {name: text.partition(" ")[2] or text for name, text in spec.headers.items()}
+        secrets = {**spec.env, **sent}
+        version = Version(policy=both(outer, own), engine=engine, secrets=secrets)
         workspace = spec.workspace or self._workspace
         key = f"{spec.origin}#{spec.name}"
         pins = pins_of(key, spec.name, self._store, version, spec.argv, workspace)

@@ -14,6 +14,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from purplebox.gateway.screens import Findings, Screen, markers
+from purplebox.gateway.screens.known import known_secrets
 from purplebox.gateway.screens.progress import Pieces, screened
 from purplebox.policies import Policy, load_policy
 
@@ -97,6 +98,12 @@ def test_base64_of_an_image_stays_base64() -> None:
     shown = screen().value({"type": "image", "data": data, "mimeType": "image/png"}, Findings())
     assert len(shown["data"]) == len(data)
     assert SECRET.encode() not in base64.b64decode(shown["data"], validate=True)
+
+
+def test_what_a_server_is_given_under_a_secrets_name_is_known() -> None:
+    more = {"Authorization": SECRET, "X-Api-Key": "k" * 9, "Accept": "application/json"}
+    known = known_secrets(policy(), {}, more)
+    assert known == {"Authorization": SECRET, "X-Api-Key": "k" * 9}
 
 
 def test_a_short_value_is_not_looked_for() -> None:
