@@ -136,18 +136,17 @@ class Zygote:
             raise SetupError(problem)
         self._keeper.send(b"{}")
         while True:
-            events = [fd for fd, _ in self._epoll.poll(self._patience())]
-            # The keeper first: a spawn may wait for what it says, and then an event of the same batch
-            # would have us wait for a message that has been read already.
-            for fd in sorted(events, key=lambda fd: fd != self._keeper.fileno()):
+            for fd, _ in self._epoll.poll(self._patience()):
                 if fd == self._gateway.fileno():
                     self._on_gateway()
-                    break  # a spawn hears keeper and ends itself: what epoll told is old
+                    # A spawn may have read the keeper's message: what else epoll told is old, and to
+                    # act on it would be to wait for a message that nobody sends.
+                    break
                 elif fd == self._keeper.fileno():
                     self._on_keeper()
                 elif fd == self._ooms.fileno():
                     self._on_out_of_memory()
-                elif fd in self._of_fd:  # else `_await_group` has seen to it, within this round
+                else:
                     self._on_end(fd)
             if self._watcher:
                 self._watcher.look(self._slots.values())
@@ -156,12 +155,6 @@ class Zygote:
         return self._watcher.seconds if self._watcher and self._slots else -1
 
     def _on_keeper(self) -> None:
-        # Within one round of the loop `_await_group` may have taken what the round was told of: a
-        # receive that blocks would then wait for a keeper that has nothing to say.
-        poll = select.poll()  # not select(2): numbers over 1023
-        poll.register(self._keeper, select.POLLIN)
-        if not poll.poll(0):
-            return
         message, fds = receive(self._keeper, 4096, MAX_FILES)
         if not message:
             os._exit(0)
