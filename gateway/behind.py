@@ -29,6 +29,7 @@ from .wire.builtin import BuiltIns
 from .wire.health import Roster
 from .wire.links import Connector
 from .wire.process import Launcher, sandboxed
+from .wire.router import Single
 from .wire.session import Session
 from .wire.upstream import Upstream
 
@@ -135,10 +136,30 @@ class Servers:
 
     def behind(self, session: Session) -> Many:
         """What a new session is served from."""
-        made = _Behind(self._gateway, session, self._resolver, self._roster)
+        made = _Behind(self._gateway, session, self.start)
         self._sessions.add(made)
         made.adopt(self._servers)
         return made
+
+    def alone(self, session: Session) -> Single:
+        """What a new session of the only server is served from: its own names and identity."""
+        (server,) = self._servers
+        return Single(self.start(server, session))
+
+    def start(self, server: _Server, session: Session) -> Upstream:
+        """A session's own connection to a server, made when it is first needed."""
+        spec, version = server.spec, server.version
+        connector: Connector
+        if spec.url:
+            connector = connector_to(spec, server.own, self._resolver)
+        else:
+            argv = adapted(spec.argv, spec.env)
+            connector = Launcher(spec.name, sandboxed(version.engine, *argv))
+        upstream = Upstream(
+            spec.name, connector, session, self._gateway.calls, version, pins=server.pins
+        )
+        self._roster.add(upstream)
+        return upstream
 
     async def aclose(self) -> None:
         """End every engine; the sessions have ended."""
@@ -177,12 +198,11 @@ class _Behind(Many):
     """One session's servers."""
 
     def __init__(
-        self, gateway: Gateway, session: Session, resolver: SystemResolver, roster: Roster
+        self, gateway: Gateway, session: Session, start: Callable[[_Server, Session], Upstream]
     ) -> None:
-        self._resolver, self._roster = resolver, roster
         self._tools = BuiltIns(gateway)
         super().__init__([self._tools])
-        self._gateway, self._session = gateway, session
+        self._session, self._start = session, start
         self._upstreams: dict[str, Upstream] = {}
 
     def adopt(self, servers: Sequence[_Server]) -> list[asyncio.Task[None]]:
@@ -195,11 +215,7 @@ class _Behind(Many):
                 old.version = version
                 now[name] = old
             else:
-                now[name] = Upstream(
-                    name, self._connector(server), self._session, self._gateway.calls, version,
-                    pins=server.pins,
-                )  # fmt: skip
-                self._roster.add(now[name])
+                now[name] = self._start(server, self._session)
         gone = [u for u in self._upstreams.values() if u not in now.values()]
         changed = self._upstreams != now and self._session.client is not None
         self._upstreams = now
@@ -207,12 +223,6 @@ class _Behind(Many):
         if changed:
             self.tell(self._session)
         return [asyncio.create_task(upstream.retire()) for upstream in gone]
-
-    def _connector(self, server: _Server) -> Connector:
-        spec, engine = server.spec, server.version.engine
-        if spec.url:
-            return connector_to(spec, server.own, self._resolver)
-        return Launcher(spec.name, sandboxed(engine, *adapted(spec.argv, spec.env)))
 
 
 def held(policy: Policy) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -125,6 +126,19 @@ def _server(name: str, fields: Any, where: str, environment: Mapping[str, str]) 
         profile=str(given.get("profile", "mcp-server")),
         workspace=None if workspace is None else Path(str(workspace)).expanduser(),
     )  # fmt: skip
+
+
+def remote_server(name: str, fields: Any, profile: str) -> ServerSpec:
+    """One server that is reached by a URL, from its `url`, `type` and `headers`.
+
+    Raises:
+        ConfigError: they are not such; a variable is missing.
+    """
+    if not is_object(fields):
+        raise ConfigError(f"{name}: a mapping is needed")
+    server = _remote(name, fields, name or "server", os.environ)
+    # Known by its host where it has no name: rules, records and pins tell it from others.
+    return replace(server, name=name or urlsplit(server.url).hostname or "url", profile=profile)
 
 
 def _remote(name: str, given: Any, where: str, environment: Mapping[str, str]) -> ServerSpec:

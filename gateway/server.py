@@ -246,6 +246,35 @@ def _say(port: int) -> None:
     print(f"purple: listening on port {port}, path /mcp", file=sys.stderr, flush=True)
 
 
+async def serve_remote(server: ServerSpec, workspace: Path, *, http: Listen | None = None) -> None:
+    """Serve one tool server that is reached by a URL, with its own names and identity.
+
+    Args:
+        server: Where it is, and its profile; without one its own host is all that is reached.
+        workspace: Where the profile is looked for.
+        http: Serves streamable HTTP there; None serves on stdio.
+
+    Raises:
+        PolicyError, ConfigError, SetupError, OSError: as `serve_tools`.
+    """
+    spans.configure()
+    source = PolicySource(name=server.profile or "mcp-server", project=workspace)
+    policy = source.load()
+    async with AsyncExitStack() as stack:
+        whose = f"wrap, {server.name}, {policy.name}"
+        roster = Roster(whose)
+        kept = source if server.profile else None
+        approvals = await _approvals(stack, roster, whose, kept)
+        gateway = await stack.enter_async_context(Gateway(policy, workspace, approver=approvals))
+        behind = Servers(gateway, workspace, roster)
+        stack.push_async_callback(behind.aclose)
+        await behind.put([replace(server, origin=server.url)], policy)  # its pins are the URL's
+        if http is None:
+            await serve_stdio(behind.alone)
+        else:
+            await serve_http(behind.alone, http, started=_say, approvals=approvals)
+
+
 async def serve_wrapped(
     policy: Policy, workspace: Path, command: Sequence[str],
     env: Mapping[str, str] | None = None, *, http: Listen | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import shlex
 import sys
@@ -21,7 +22,9 @@ def add_parser(verbs: Any) -> None:
         description="Put this before the server's command in the client's configuration. Names and "
         "identity of the server stay as they are.",
     )
-    parser.add_argument("-p", "--profile", default="mcp-server", help="name or path")
+    parser.add_argument(
+        "-p", "--profile", help="name or path (default: mcp-server; with a URL, that host alone)"
+    )
     parser.add_argument("-w", "--workspace", default=".", help="directory it sees (default: here)")
     parser.add_argument(
         "--name",
@@ -31,6 +34,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--env", action="append", default=[], metavar="NAME",
         help="a variable of the caller's that the server gets, too (may be repeated)",
+    )  # fmt: skip
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--url", help="a server that is reached there, in place of a command")
+    where.add_argument(
+        "--url-from", metavar="NAME",
+        help="the same, with its headers, in a variable: what `purple import` writes",
     )  # fmt: skip
     add_http(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- SERVER…")
@@ -43,13 +52,15 @@ def run(args: argparse.Namespace) -> int:
     from . import fail
 
     command: list[str] = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if args.url or args.url_from:
+        return _remote(args, command)
     if not command:
         return fail("no server; write: purple wrap -p PROFILE -- SERVER ARGS…")
     workspace = Path(args.workspace)
     if not workspace.is_dir():
         return fail(f"workspace {workspace} is not a directory; create it or name another")
     try:
-        source = PolicySource(name=args.profile, project=workspace)
+        source = PolicySource(name=args.profile or "mcp-server", project=workspace)
         policy = source.load()
     except PolicyError as error:
         return fail(str(error))
@@ -77,4 +88,38 @@ def run(args: argparse.Namespace) -> int:
         return fail(str(error), 125)
     except OSError as error:
         return fail(f"cannot write the audit log: {error}")
+    return 0
+
+
+def _remote(args: argparse.Namespace, command: list[str]) -> int:
+    """Serve a server that is reached by a URL."""
+    from ...isolation import IsolationError
+    from ...policies import PolicyError
+    from ..config import ConfigError, remote_server
+    from ..server import serve_remote
+    from . import fail
+
+    if command:
+        return fail("name a URL or a command, not both")
+    given: object = {"url": args.url}
+    if args.url_from:
+        try:
+            given = json.loads(os.environ[args.url_from])["server"]
+        except KeyError:
+            return fail(
+                f"--url-from {args.url_from}: there is no such variable, or no server in it"
+            )
+        except (ValueError, TypeError):
+            return fail(f"--url-from {args.url_from}: not what `purple import` writes")
+    try:
+        http = http_of(args)
+        server = remote_server(args.name, given, args.profile or "")
+        print(f"purple: {server.url} on {args.http or 'stdio'}", file=sys.stderr)
+        asyncio.run(serve_remote(server, Path(args.workspace), http=http))
+    except (ConfigError, PolicyError, ValueError) as error:
+        return fail(str(error))
+    except IsolationError as error:
+        return fail(str(error), 125)
+    except OSError as error:
+        return fail(f"cannot write the audit log: {error}; nothing has run", 125)
     return 0

@@ -82,7 +82,7 @@ def _register(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     from ...policies import PolicyError, load_policy
-    from .entries import command_of, is_ours, wrapped
+    from .entries import SERVER_PROFILE, command_of, is_ours, url_of, wrapped
     from .files import ClientFileError, read_servers
 
     found = _find(args)
@@ -102,12 +102,23 @@ def _import(args: argparse.Namespace) -> int:
             continue
         new = wrapped(client, scope, _mapping(entry), args.profile)
         if new is None:
-            why = "already behind Purple" if is_ours(entry) else "reached by a URL: left as it is"
+            why = (
+                "already behind Purple"
+                if is_ours(entry)
+                else "its token is the client's: left as it is"
+            )
             print(f"{name}: {why}")
             continue
         command, arguments = command_of(_mapping(entry))
-        print(f"{name}: {shlex.join([command, *arguments])}")
-        print(f"{'':{len(name)}}  under profile {args.profile}: {shlex.join(command_line(new))}")
+        remote = url_of(client, _mapping(entry)) if not command else None
+        print(f"{name}: {remote[0] if remote else shlex.join([command, *arguments])}")
+        if remote and not any(key in _mapping(entry) for key in ("headers", "http_headers")):
+            print(
+                f"{'':{len(name)}}  if it asks for a login, leave it to the client: Purple has none"
+            )
+        only = remote is not None and args.profile == SERVER_PROFILE
+        under = "the rule that it is all that is reached" if only else f"profile {args.profile}"
+        print(f"{'':{len(name)}}  under {under}: {shlex.join(command_line(new))}")
         entries[name] = new
     if not entries:
         print(f"{place.file}: no server to take")

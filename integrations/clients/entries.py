@@ -3,15 +3,19 @@ the `purple` program."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from .known import Client, Scope
+from .known import Client, Scope, Transport
 
 SERVER_PROFILE = "mcp-server"
+VARIABLE = "PURPLE_SERVER"  # what `purple wrap --url-from` reads of an imported server
+# Codex: the token is in a variable that it reads itself.
+_CLIENTS_TOKEN = ("bearer_token_env_var", "env_http_headers")
 
 
 def program(scope: Scope) -> str:
@@ -51,11 +55,14 @@ def wrapped(client: Client, scope: Scope, entry: Mapping[str, Any], profile: str
     """The entry with its server behind `purple wrap`; all else of it stays.
 
     Returns:
-        None where that cannot be: no command of its own (a remote server), or Purple's already.
+        None where that cannot be: neither a command nor a URL, a token that only the client knows, or
+        Purple's already.
     """
     command, arguments = command_of(entry)
-    if not command or is_ours(entry):
+    if is_ours(entry):
         return None
+    if not command:
+        return _wrapped_url(client, scope, entry, profile)
     names = cast(Mapping[str, Any], entry.get("env") or {})
     passed = [word for name in names for word in ("--env", name)]
     new = dict(entry)
@@ -64,10 +71,51 @@ def wrapped(client: Client, scope: Scope, entry: Mapping[str, Any], profile: str
     return new
 
 
+def url_of(client: Client, entry: Mapping[str, Any]) -> tuple[str, Transport] | None:
+    """The URL of a server that is reached by one, and the transport; None for others."""
+    for key, transport in client.urls.items():
+        if isinstance(url := entry.get(key), str):
+            said: Any = entry.get("type", transport)
+            return url, "sse" if said == "sse" else "http"
+    return None
+
+
+def _wrapped_url(client: Client, scope: Scope, entry: Mapping[str, Any], profile: str) -> dict[str, Any] | None:  # fmt: skip
+    found = url_of(client, entry)
+    if found is None or any(key in entry for key in _CLIENTS_TOKEN):
+        return None
+    own = ("type", "headers", "http_headers", *client.urls)
+    taken = {key: value for key, value in entry.items() if key in own}
+    # By a variable, whole: headers may be secrets, and command lines are everyone's to read. It is
+    # also what `unwrapped` gives back.
+    headers = entry.get("http_headers", entry.get("headers", {}))
+    said = {"url": found[0], "type": found[1], "headers": headers}
+    # Without a profile its own host is all that is reached; mcp-server reaches no network.
+    under = [] if profile == SERVER_PROFILE else ["-p", profile]
+    new = {key: value for key, value in entry.items() if key not in own}
+    new.update(_entry(client, program(scope), ["wrap", *under, "--url-from", VARIABLE]))
+    new["env"] = {VARIABLE: json.dumps({"entry": taken, "server": said}, ensure_ascii=False)}
+    return new
+
+
+def _unwrapped_url(entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    variables: Any = entry.get("env") or {}
+    try:
+        taken: Any = json.loads(variables[VARIABLE])["entry"]
+        new = {k: v for k, v in entry.items() if k not in ("command", "args", "env", "type")}
+        return {**new, **taken}
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def unwrapped(entry: Mapping[str, Any]) -> dict[str, Any] | None:
     """Inverse of `wrapped`; None where the entry is not such a one."""
     command, arguments = command_of(entry)
-    if not _is_purple(command) or arguments[:1] != ["wrap"] or "--" not in arguments:
+    if not _is_purple(command) or arguments[:1] != ["wrap"]:
+        return None
+    if "--url-from" in arguments:
+        return _unwrapped_url(entry)
+    if "--" not in arguments:
         return None
     own = arguments[arguments.index("--") + 1 :]
     if not own:

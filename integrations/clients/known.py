@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 Scope = Literal["user", "local", "project"]
+Transport = Literal["http", "sse"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class Client:
         keys: Where its servers are.
         language: Of the file.
         typed: Whether an entry says `"type": "stdio"`.
+        urls: The keys of an entry for a server that is reached by a URL, and the transport of each
+            where the entry's `type` does not say.
         workspace: What stands for the open project in an entry: "" when the client starts servers
             in it, a variable of the client's, or None where there is neither.
     """
@@ -45,6 +48,7 @@ class Client:
     keys: tuple[str, ...] = ("mcpServers",)
     language: Literal["json", "toml"] = "json"
     typed: bool = False
+    urls: Mapping[str, Transport] = field(default_factory=lambda: dict[str, Transport](url="http"))
     workspace: str | None = None
 
     def place(self, scope: Scope, project: Path) -> Place:
@@ -110,12 +114,14 @@ CLIENTS: dict[str, Client] = {
             name="gemini",
             title="Gemini CLI",
             files={"user": "~/.gemini/settings.json", "project": ".gemini/settings.json"},
+            urls={"httpUrl": "http", "url": "sse"},
             workspace="",
         ),
         Client(
             name="windsurf",
             title="Windsurf",
             files={"user": "~/.codeium/windsurf/mcp_config.json"},
+            urls={"serverUrl": "http", "url": "http"},
         ),
         Client(
             name="zed",

@@ -1,9 +1,9 @@
-"""What may leave a sandbox, as parts: reading requests inside TLS, and credentials it never holds.
+"""The only way out of a sandbox. `gate` accepts its connections and holds them to the policy.
 
-`inspect.Interceptor` serves one connection whose name and port are allowed (`policies.hosts`), with
-`tls` and `ca` for its two handshakes, `http1` and `http2` for its requests, `http` and `target` for
-what is admitted, `credentials` for what is put in. Nothing accepts a sandbox's connections yet: a
-policy that grants a host is refused (`Policy.unsupported`).
+`names` answers its DNS, `dial` resolves and connects on the host's side, `connections` keeps account,
+`proxy` speaks to programs that want one, `publish` carries `network.listen`. `inspect.Interceptor`
+reads a connection that is allowed, with `tls` and `ca` for its two handshakes, `http1` and `http2` for
+its requests, `http` and `target` for what is admitted, `credentials` for what the sandbox never holds.
 """
 
 from __future__ import annotations

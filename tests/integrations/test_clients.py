@@ -14,6 +14,7 @@ import pytest
 
 from purplebox.integrations.cli import main
 from purplebox.integrations.clients import jsonc
+from purplebox.integrations.clients.entries import is_ours, unwrapped, wrapped
 from purplebox.integrations.clients.known import CLIENTS
 
 CLAUDE = """{
@@ -149,7 +150,9 @@ def test_import_wraps_each_server_and_undo_gives_the_same_bytes_back(
     assert list(after) == list(before)
     for server, entry in before.items():
         if "command" not in entry:
-            assert after[server] == entry
+            assert after[server]["args"] == ["wrap", "-p", "base", "--url-from", "PURPLE_SERVER"]
+            said = json.loads(after[server]["env"]["PURPLE_SERVER"])["server"]
+            assert said["url"] == "https://example.com/mcp"
             continue
         original = [entry["command"], *entry["args"]]
         assert after[server]["args"][-len(original) - 1 :] == ["--", *original]
@@ -325,3 +328,38 @@ def test_json_is_edited_in_place(before: str, after: str) -> None:
 def test_json_members_are_removed_in_place(before: str, after: str) -> None:
     assert jsonc.edit(before, ("a", "b"), None) == after
     jsonc.loads(after)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "transport"),
+    [
+        ("claude-code", {"type": "sse", "url": "https://a.example/sse", "headers": {"X": "s"}}, "sse"),
+        ("claude-code", {"type": "http", "url": "https://a.example/mcp"}, "http"),
+        ("cursor", {"url": "https://a.example/mcp", "headers": {"Authorization": "Bearer ${env:T}"}}, "http"),
+        ("gemini", {"httpUrl": "https://a.example/mcp", "timeout": 5}, "http"),
+        ("gemini", {"url": "https://a.example/sse", "trust": True}, "sse"),
+        ("windsurf", {"serverUrl": "https://a.example/mcp"}, "http"),
+        ("vscode", {"type": "http", "url": "https://a.example/mcp", "headers": {"K": "${input:token}"}}, "http"),
+        ("codex", {"url": "https://a.example/mcp", "http_headers": {"K": "v"}}, "http"),
+        ("zed", {"url": "https://a.example/mcp", "headers": {}}, "http"),
+    ],
+)  # fmt: skip
+def test_a_server_behind_a_url_is_taken_and_given_back(
+    name: str, entry: dict[str, Any], transport: str
+) -> None:
+    client = CLIENTS[name]
+    taken = wrapped(client, "user", entry, "mcp-server")
+    assert taken is not None
+    assert taken["args"] == ["wrap", "--url-from", "PURPLE_SERVER"]
+    said = json.loads(taken["env"]["PURPLE_SERVER"])["server"]
+    assert said["type"] == transport
+    assert said["headers"] == entry.get("headers", entry.get("http_headers", {}))
+    assert taken.get("timeout") == entry.get("timeout")  # what is not the server's stays
+    assert is_ours(taken)
+    assert wrapped(client, "user", taken, "mcp-server") is None
+    assert unwrapped(taken) == entry
+
+
+def test_a_token_that_only_the_client_reads_stays_with_it() -> None:
+    entry = {"url": "https://a.example/mcp", "bearer_token_env_var": "TOKEN"}
+    assert wrapped(CLIENTS["codex"], "user", entry, "mcp-server") is None
