@@ -10,6 +10,7 @@ import base64
 import errno
 import posixpath
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from deepagents.backends.protocol import (
@@ -39,6 +40,7 @@ from .bridge import AnyGateway
 from .workspace import Entry, Finished, WorkspaceAccess, finished
 
 CLIENT = "deepagents"
+_NUL = "\N{SYMBOL FOR NULL}"
 _MAX_BINARY_BYTES = 500 * 1024  # what deepagents' own sandboxes hand to a model of a binary file
 _CODES = {
     errno.ENOENT: FILE_NOT_FOUND, errno.ENOTDIR: FILE_NOT_FOUND, errno.EISDIR: IS_DIRECTORY,
@@ -211,7 +213,7 @@ class PurpleBackend(BaseSandbox):
 
     async def adownload_files(self, paths: list[str]) -> list[FileDownloadResponse]:
         """As the protocol."""
-        return [await _downloaded(path, self._access.aread) for path in paths]
+        return [await _downloaded(path, self._access.adownload) for path in paths]
 
     def _upload(self, path: str, data: bytes) -> FileUploadResponse:
         if not posixpath.isabs(path):
@@ -226,7 +228,7 @@ class PurpleBackend(BaseSandbox):
         if not posixpath.isabs(path):
             return FileDownloadResponse(path=path, error=INVALID_PATH)
         try:
-            return FileDownloadResponse(path=path, content=self._access.read(path))
+            return FileDownloadResponse(path=path, content=self._access.download(path))
         except OSError as error:
             return FileDownloadResponse(path=path, error=_code(error))
 
@@ -256,15 +258,15 @@ class _Script(BaseSandbox):
 
     def execute(self, command: str, *, timeout: int | None = None) -> ExecuteResponse:
         try:
-            outcome = self._access.bridge.carry(self._call(), _shell(command))
-            return _executed(finished(outcome))
+            outcome = self._access.bridge.carry(self._call(), _script(command))
+            return _answered(finished(outcome))
         except PermissionError as error:
             return ExecuteResponse(output=str(error.strerror), exit_code=126)
 
     async def aexecute(self, command: str, *, timeout: int | None = None) -> ExecuteResponse:
         try:
-            outcome = await self._access.bridge.acarry(self._call(), _shell(command))
-            return _executed(finished(outcome))
+            outcome = await self._access.bridge.acarry(self._call(), _script(command))
+            return _answered(finished(outcome))
         except PermissionError as error:
             return ExecuteResponse(output=str(error.strerror), exit_code=126)
 
@@ -281,13 +283,24 @@ class _Script(BaseSandbox):
         )
 
 
-def _shell(command: str) -> Callable[[Call, Version], Awaitable[Ran]]:
-    from dataclasses import replace
+def _script(command: str) -> Callable[[Call, Version], Awaitable[Ran]]:
+    """Runs a script whose output NULs divide; screens would take those out, so they go as `_NUL`."""
 
     async def run(call: Call, version: Version) -> Ran:
-        return await SHELL.run(replace(call, arguments={"command": command}), version)
+        ran = await SHELL.run(replace(call, arguments={"command": command}), version)
+        content = ran.result.get("structuredContent")
+        if not content or "\0" not in content.get("stdout", ""):
+            return ran
+        content = {**content, "stdout": content["stdout"].replace("\0", _NUL)}
+        return replace(ran, result={**ran.result, "structuredContent": content})
 
     return run
+
+
+def _answered(done: Finished) -> ExecuteResponse:
+    # The first of a line divides; another is text of the file.
+    lines = [line.replace(_NUL, "\0", 1) for line in done.stdout.split("\n")]
+    return _executed(replace(done, stdout="\n".join(lines)))
 
 
 def _executed(done: Finished) -> ExecuteResponse:

@@ -197,7 +197,7 @@ class PurpleSandboxSession(BaseSandboxSession):
         words = ["tar", *skip, f"--exclude=./{posixpath.basename(name)}", "-cf", name, "."]
         try:
             await self._tar(words)
-            return io.BytesIO(await self._access.aread(name))
+            return io.BytesIO(await self._access.adownload(name))
         except OSError as error:
             raise WorkspaceArchiveReadError(path=Path(self._access.root), cause=error) from error
         finally:

@@ -105,12 +105,20 @@ class WorkspaceAccess:
         return finished(await self.bridge.acall("shell", arguments, **self._who()))
 
     def read(self, path: str) -> bytes:
-        """All of a file, at most 32 MiB."""
+        """All of a file, at most 32 MiB, for the model: text as the screens leave it."""
         return _bytes(self._do(_reads(path)))
 
     async def aread(self, path: str) -> bytes:
         """As `read`."""
         return _bytes(await self._ado(_reads(path)))
+
+    def download(self, path: str) -> bytes:
+        """All of a file, at most 32 MiB, for the program around the agent: each byte as it is."""
+        return _bytes(self._do(_reads(path, verbatim=True)))
+
+    async def adownload(self, path: str) -> bytes:
+        """As `download`."""
+        return _bytes(await self._ado(_reads(path, verbatim=True)))
 
     def write(self, path: str, data: bytes) -> None:
         """Replace or create a file; missing directories are made."""
@@ -210,14 +218,15 @@ class _Operation:
         judged: The call's arguments beside the path.
         exact: The path goes in as it is written, not as it is judged, and what leads there is looked
             at: the call keeps all of the policy.
+        verbatim: Stages see how long the data is, not the data, so that no screen changes it.
     """
 
     def __init__(
         self, tool: str, path: str, name: str, more: dict[str, Any], *,
-        judged: dict[str, Any] | None = None, exact: bool = False,
+        judged: dict[str, Any] | None = None, exact: bool = False, verbatim: bool = False,
     ) -> None:  # fmt: skip
         self.tool, self.path, self.name, self.more = tool, path, name, more
-        self.judged, self.exact = judged or {}, exact
+        self.judged, self.exact, self.verbatim = judged or {}, exact, verbatim
         self.value: dict[str, Any] = {}
         self.error: OperationError | None = None
         self.told: dict[str, Any] = {}
@@ -245,7 +254,7 @@ class _Operation:
             refused = text_result("\n".join(undone), is_error=True)
             return Ran(result=refused, reason=Reason.POLICY_DENIED, facts=result.facts())
         self.value = result.value
-        self.told = text_result(_shown(self.value))
+        self.told = text_result(_shown(self.value, verbatim=self.verbatim))
         return Ran(result=self.told, facts=result.facts())
 
     def answer(self, outcome: Outcome) -> dict[str, Any]:
@@ -259,8 +268,9 @@ class _Operation:
         return self.value
 
 
-def _reads(path: str) -> _Operation:
-    return _Operation("read_file", path, "read_bytes", {"max_bytes": MAX_FILE_BYTES})
+def _reads(path: str, *, verbatim: bool = False) -> _Operation:
+    most = {"max_bytes": MAX_FILE_BYTES}
+    return _Operation("read_file", path, "read_bytes", most, verbatim=verbatim)
 
 
 def _writes(path: str, data: bytes) -> _Operation:
@@ -294,12 +304,14 @@ def _entry(found: dict[str, Any]) -> Entry:
     )  # fmt: skip
 
 
-def _shown(value: dict[str, Any]) -> str:
+def _shown(value: dict[str, Any], *, verbatim: bool) -> str:
     """What stages see of an answer: a file's text, or the JSON."""
-    if "data" in value:
-        data = _bytes(value)
+    if "data" not in value:
+        return json.dumps(value, ensure_ascii=False)
+    data = _bytes(value)
+    if not verbatim:
         try:
             return data.decode()
         except UnicodeDecodeError:  # nothing that a screen could read, or may change
-            return f"binary, {len(data)} bytes"
-    return json.dumps(value, ensure_ascii=False)
+            pass
+    return f"{len(data)} bytes"
