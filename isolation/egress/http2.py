@@ -17,12 +17,8 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from urllib.parse import quote
 
-import h2.config
-import h2.connection
 import h2.errors
 import h2.events
-import h2.exceptions
-import h2.settings
 
 from .credentials import Cover
 from .http import Admitted, Inspector, Refused, Request, forwarded
