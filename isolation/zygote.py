@@ -136,12 +136,13 @@ class Zygote:
             raise SetupError(problem)
         self._keeper.send(b"{}")
         while True:
-            for fd, _ in self._epoll.poll(self._patience()):
+            # The gateway comes last: its spawn may read what the keeper has sent, too, and acting on
+            # what epoll told of the keeper would then be to wait for a message that nobody sends.
+            # And ends come before starts, so that neither processes nor networks pile up.
+            told = [fd for fd, _ in self._epoll.poll(self._patience())]
+            for fd in sorted(told, key=self._gateway.fileno().__eq__):
                 if fd == self._gateway.fileno():
                     self._on_gateway()
-                    # A spawn may have read the keeper's message: what else epoll told is old, and to
-                    # act on it would be to wait for a message that nobody sends.
-                    break
                 elif fd == self._keeper.fileno():
                     self._on_keeper()
                 elif fd == self._ooms.fileno():
