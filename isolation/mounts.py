@@ -50,7 +50,8 @@ def build_root(plan: Plan, *, owner_id: int | None) -> None:
     if plan.workspace is not None:
         attributes = writable if plan.workspace_writable else _BIND_READ_ONLY
         trees.append((_tree(plan.workspace, attributes, owner_id), plan.workspace))
-    devices = [(_tree(f"/dev/{name}", libc.MOUNT_ATTR_NOSUID), f"/dev/{name}") for name in DEVICES]
+    nodes = (*(f"/dev/{name}" for name in DEVICES), *plan.devices)
+    devices = [(_tree(node, libc.MOUNT_ATTR_NOSUID), node) for node in nodes]
     safe = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV | libc.MOUNT_ATTR_NOEXEC
     proc = _tree("/proc", safe)
 

@@ -127,6 +127,7 @@ class Plan(NamedTuple):
         authority: A certificate, PEM, that programs inside trust beside the host's; "" adds none.
         network: Whether the gateway is to hold the way out of each sandbox; else there is none.
         files: Small files of the view, by absolute path, that take the place of the host's.
+        devices: Nodes beyond /dev/null and its like.
     """
 
     system: tuple[str, ...]
@@ -147,6 +148,7 @@ class Plan(NamedTuple):
     authority: str = ""
     network: bool = False
     files: Mapping[str, str] = MappingProxyType({})
+    devices: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """For the wire to the keeper."""
@@ -190,9 +192,10 @@ def compile_plan(
         variables: What the way out adds to the environment; wins over all others.
 
     Raises:
-        SetupError: the workspace or a granted path does not exist, or the system-call list does
-            not compile; the text names the key.
+        SetupError: the workspace, a granted path or a GPU does not exist, or the system-call list
+            does not compile; the text names the key.
     """
+    from .devices import grant_gpus
     from .seccomp import compile_filter
 
     if sentences := policy.unsupported():
@@ -225,6 +228,10 @@ def compile_plan(
         raise SetupError("libseccomp is missing; install it: apt install libseccomp2") from error
     except (ValueError, OSError) as error:
         raise SetupError(str(error)) from error
+    try:
+        devices, facts = grant_gpus(policy.devices.gpu)
+    except ValueError as error:
+        raise SetupError(str(error)) from error
     resources = policy.resources
     network = not policy.network.isolated
     files = NETWORK_FILES if network else {}
@@ -232,7 +239,7 @@ def compile_plan(
     return Plan(
         system=tuple(
             path
-            for path in (*SYSTEM, *(f"/etc/{n}" for n in ETC))
+            for path in (*SYSTEM, *(f"/etc/{n}" for n in ETC), *facts)
             if path not in files and os.path.lexists(path)
         ),
         read=(*interpreters, *_granted("read", policy.filesystem.read, workspace)),
@@ -253,6 +260,7 @@ def compile_plan(
         authority=authority,
         network=network,
         files=files,
+        devices=devices,
         memory_bytes=resources.memory_bytes,
         cpu_cores=resources.cpu_cores,
         processes=resources.processes,

@@ -64,7 +64,7 @@ def _enter(plan: Plan, channels: tuple[socket.socket, ...]) -> None:
         libc.unshare(libc.CLONE_NEWNS)
         build_root(plan, owner_id=UNUSED_ID)
         uid = gid = UNUSED_ID
-        os.setgroups([])
+        os.setgroups(_groups(plan))
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
         libc.prctl(libc.PR_SET_DUMPABLE, 1)  # else /proc/self/uid_map belongs to root
@@ -87,6 +87,12 @@ def _enter(plan: Plan, channels: tuple[socket.socket, ...]) -> None:
     # Inherited by all that is started here; lockdown.py does the rest.
     capabilities.drop_bounding_set()
     capabilities.set_no_new_privs()
+
+
+def _groups(plan: Plan) -> list[int]:
+    """The groups by which sandboxes of root's may open the policy's devices; never root's own."""
+    nodes = [os.stat(node) for node in plan.devices]
+    return sorted({node.st_gid for node in nodes if not node.st_mode & 0o006} - {0})
 
 
 def _write_maps(uid: int, gid: int) -> None:

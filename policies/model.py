@@ -170,7 +170,11 @@ class Network(_Section):
 
 
 class Devices(_Section):
-    """Device nodes beyond /dev/null and its like."""
+    """Device nodes beyond /dev/null and its like.
+
+    `gpu`: `all` are those that there are, be it none; an index is that of `isolation.devices`, and one
+    that no GPU has is refused.
+    """
 
     gpu: Literal["none", "all"] | tuple[int, ...] = "none"
 
@@ -385,7 +389,6 @@ class Policy(_Section):
         found = (
             (self.filesystem.workspace == "overlay", "filesystem.workspace: overlay"),
             (bool(self.capabilities.keep), "capabilities.keep"),
-            (self.devices.gpu != "none", "devices.gpu"),
         )
         said = [
             f"{key} is not enforced by this version; remove it" for present, key in found if present

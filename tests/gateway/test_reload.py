@@ -121,7 +121,7 @@ def test_a_changed_policy_is_in_force_and_a_broken_one_is_not(
                 "unknown key": "name: mine\nextends: code-assistant\ntool: {}\n",
                 "not YAML": "name: [\n",
                 "a policy is a mapping": "",
-                "not enforced": "name: mine\nextends: code-assistant\ndevices: {gpu: all}\n",
+                "not enforced": "name: mine\nextends: code-assistant\nfilesystem: {workspace: overlay}\n",
             }
             for words, text in broken.items():
                 replaced(path, text)
@@ -220,7 +220,7 @@ def test_a_call_in_flight_ends_under_the_version_that_it_began_under(
 
 def test_a_policy_that_cannot_be_held_leaves_the_old_one(workspace: Path, tmp_path: Path) -> None:
     unheld = Policy.model_validate(
-        {**ASSISTANT.model_dump(by_alias=True), "devices": {"gpu": "all"}}
+        {**ASSISTANT.model_dump(by_alias=True), "capabilities": {"keep": ("CAP_KILL",)}}
     )
 
     async def go() -> None:

@@ -62,10 +62,10 @@ def test_a_mistake_is_named_with_its_place(
 
 def test_what_is_not_enforced_yet_is_named(tmp_path: Path) -> None:
     policy = load_policy(
-        write(tmp_path, "name: a\nfilesystem: {workspace: overlay}\ndevices: {gpu: all}\n")
+        write(tmp_path, "name: a\nfilesystem: {workspace: overlay}\ncapabilities: {keep: [KILL]}\n")
     )
     assert [sentence.split()[0] for sentence in policy.unsupported()] == [
-        "filesystem.workspace:", "devices.gpu",
+        "filesystem.workspace:", "capabilities.keep",
     ]  # fmt: skip
 
 
