@@ -13,9 +13,11 @@ import socket
 from collections.abc import Sequence
 
 from . import landlock, libc, pid1
+from .cgroup import MAX_FILES
 from .netns import loopback_up
 from .plan import HOME, PRIVATE, Plan
 
+FIRST_FREE = pid1.GROUPS + MAX_FILES
 _SIGNALS = [int(number) for number in signal.valid_signals()]
 
 
@@ -73,37 +75,44 @@ def create_ruleset(plan: Plan) -> int | None:
     return landlock.create_ruleset(["/"], write, plan.landlock_abi)
 
 
-def start_pid_1(plan: Plan, fds: Sequence[int | str], ruleset: int | None, bpf: int) -> int:
+def start_pid_1(
+    plan: Plan, fds: Sequence[int | str], ruleset: int | None, bpf: int, groups: Sequence[int]
+) -> int:
     """Start pid 1 of the namespaces entered last, in the command's working directory.
 
     Args:
         plan: The policy's.
         fds: The command's stdin, stdout, stderr, each a descriptor or a path to open, and pid 1's
-            socket to the gateway. Descriptors are above pid1.FILTER.
+            socket to the gateway.
         ruleset: From `create_ruleset`.
-        bpf: A file that holds the seccomp filter; above pid1.FILTER.
+        bpf: A file that holds the seccomp filter.
+        groups: From `Cgroup.open_procs`; empty where there is no cgroup.
 
     Returns:
         Its pid, in the zygote's namespace.
+
+    Descriptors are above all those that pid 1 gets: `FIRST_FREE`.
     """
     os.chdir(plan.workspace or HOME)
     if not os.path.exists(pid1.PATH):
-        return _fork_pid_1(plan, fds, ruleset)
+        return _fork_pid_1(plan, fds, ruleset, groups)
     actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]] = []
-    for target, source in enumerate([*fds, ruleset, bpf]):
+    for target, source in enumerate([*fds, ruleset, bpf, *groups]):
         if isinstance(source, int):
             actions.append((os.POSIX_SPAWN_DUP2, source, target))
         elif source is not None:
             actions.append((os.POSIX_SPAWN_OPEN, target, source, os.O_RDWR | os.O_NOCTTY, 0))
-    # Its count of arguments says whether there is a ruleset.
-    argv = ["init"] if ruleset is not None else ["init", "no-landlock"]
+    # Its name says whether there is a ruleset; the count of its arguments, how many cgroups.
+    argv = ["init" if ruleset is not None else "no-landlock", *("cgroup" for _ in groups)]
     # Whatever Python ignores or handles goes back to the default; nothing stays blocked.
     return os.posix_spawn(
         pid1.PATH, argv, {}, file_actions=actions, setsigdef=_SIGNALS, setsigmask=[]
     )
 
 
-def _fork_pid_1(plan: Plan, fds: Sequence[int | str], ruleset: int | None) -> int:
+def _fork_pid_1(
+    plan: Plan, fds: Sequence[int | str], ruleset: int | None, groups: Sequence[int]
+) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -111,13 +120,14 @@ def _fork_pid_1(plan: Plan, fds: Sequence[int | str], ruleset: int | None) -> in
         for number in _SIGNALS:
             if number not in (signal.SIGKILL, signal.SIGSTOP):
                 signal.signal(number, signal.SIG_DFL)
-        for target, source in enumerate([*fds, ruleset]):
+        for target, source in enumerate([*fds, ruleset, None, *groups]):
             if source is not None:
                 opened = (
                     source if isinstance(source, int) else os.open(source, os.O_RDWR | os.O_NOCTTY)
                 )
                 os.dup2(opened, target)
-        os.closerange(pid1.RULESET + 1, os.sysconf("SC_OPEN_MAX"))
-        pid1.serve(plan.bpf, restricted=ruleset is not None)
+        os.closerange(pid1.GROUPS + len(groups), os.sysconf("SC_OPEN_MAX"))
+        os.close(pid1.FILTER)
+        pid1.serve(plan.bpf, restricted=ruleset is not None, groups=len(groups))
     finally:
         os._exit(1)
