@@ -29,6 +29,7 @@ PRIVATE = ("/tmp", "/var/tmp", "/dev/shm", HOME)
 # The first id that systemd documents as belonging to nobody (UIDS-GIDS.md): what a payload is on
 # the host when the caller is root.
 UNUSED_ID = 0x70000000
+INSIDE_ID = 1000  # of the commands, user and group
 # Enough for loaders, name services, certificates and tools; /etc itself holds secrets.
 ETC = [
     "alternatives",

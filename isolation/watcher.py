@@ -23,7 +23,7 @@ class Watcher:
     """Adds up private resident memory, processes and threads of each sandbox every `seconds`.
 
     A sandbox may be over its limit for that long. RLIMIT_DATA holds each single process meanwhile,
-    RLIMIT_NPROC the processes of all sandboxes of the policy together.
+    RLIMIT_NPROC its processes, which a user namespace of its own counts apart from all others.
     """
 
     seconds = 0.05

@@ -17,17 +17,16 @@ import resource
 import select
 import signal
 import socket
-from functools import partial
 
-from . import capabilities, libc
+from . import capabilities, libc, pid1
 from .cgroup import MAX_FILES
 from .descriptors import receive
 from .errors import SetupError
-from .lockdown import FIRST_FREE, Home
+from .lockdown import Home, write_id_maps
 from .mounts import build_root
 from .netns import probe_doors, socket_inside
 from .oom import OutOfMemory
-from .plan import ORDER_BYTES, UNUSED_ID, Plan
+from .plan import INSIDE_ID, ORDER_BYTES, UNUSED_ID, Plan
 from .slot import Slot
 from .watcher import Watcher
 
@@ -70,10 +69,10 @@ def _enter(plan: Plan, channels: tuple[socket.socket, ...]) -> None:
         os.setresuid(uid, uid, uid)
         libc.prctl(libc.PR_SET_DUMPABLE, 1)  # else /proc/self/uid_map belongs to root
         libc.unshare(spaces)
-        _write_maps(uid, gid)
+        write_id_maps(uid, gid, INSIDE_ID, INSIDE_ID)
     else:
         libc.unshare(spaces)
-        _write_maps(uid, gid)
+        write_id_maps(uid, gid, INSIDE_ID, INSIDE_ID)
         build_root(plan, owner_id=None)
     pid = os.fork()
     if pid:
@@ -96,17 +95,6 @@ def _groups(plan: Plan) -> list[int]:
     return sorted({node.st_gid for node in nodes if not node.st_mode & 0o006} - {0})
 
 
-def _write_maps(uid: int, gid: int) -> None:
-    inside = 1000
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{inside} {uid} 1"),
-        ("gid_map", f"{inside} {gid} 1"),
-    ):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
-
-
 class Zygote:
     """One loop over the keeper, the gateway, and the ends of sandboxes."""
 
@@ -120,13 +108,13 @@ class Zygote:
         self._slots: dict[int, Slot] = {}
         self._of_fd: dict[int, Slot] = {}
         self._networks: list[int] = []  # of sandboxes that are over, for the next ones
-        self._groups: dict[int, list[int]] = {}  # files by number, see `Cgroup.open_procs`
+        self._groups: dict[int, list[int]] = {}  # cgroup.procs files by number; 0 is none
         self._in_group: dict[int, Slot] = {}
         self._ooms = OutOfMemory()
         self._watcher = Watcher(plan) if rlimits else None
         self._epoll = select.epoll()
         # Low numbers are taken, so that nothing handed to pid 1 has a number that pid 1 gives it.
-        while (fd := os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)) < FIRST_FREE:
+        while (fd := os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)) <= pid1.FILTER:
             pass
         os.close(fd)
         self._bpf = os.memfd_create("filter", os.MFD_CLOEXEC)
@@ -201,9 +189,14 @@ class Zygote:
     def _spawn(self, slot: Slot, fds: list[int]) -> None:
         network = self._networks.pop() if self._networks else None
         try:
-            group = partial(self._files_of, slot.group)
-            slot.prepare(self._plan, self._home, network, fds, self._bpf, group)
-            slot.limit(self._plan, self._open_files)
+            counted = self._watcher is not None
+            slot.prepare(self._plan, self._home, network, fds, self._bpf, counted=counted)
+            while slot.group and slot.group not in self._groups:
+                self._on_keeper()  # it is being made at the same time
+            files = self._groups[slot.group] if slot.group else []
+            if slot.group and not files:
+                raise OSError("its cgroup could not be made; see stderr")
+            slot.limit(self._plan, files, self._open_files)
         except OSError as error:
             slot.abandon()
             answer = {"spawned": slot.number, "error": str(error)}
@@ -214,15 +207,6 @@ class Zygote:
         answer = {"spawned": slot.number, "watched": self._watcher is not None}
         socket.send_fds(self._gateway, [json.dumps(answer).encode()], slot.handed_out())
         slot.handed_over()
-
-    def _files_of(self, group: int) -> list[int]:
-        """By which a process moves itself into cgroup `group`; none where `group` is 0."""
-        while group and group not in self._groups:
-            self._on_keeper()
-        files = self._groups[group] if group else []
-        if group and not files:
-            raise OSError("its cgroup could not be made; see stderr")
-        return files
 
     def _on_end(self, fd: int) -> None:
         slot = self._of_fd.pop(fd)

@@ -141,3 +141,18 @@ def test_no_cgroup_can_be_changed_from_inside(workspace: Path) -> None:
     assert result.stdout == b""
     assert result.exit_code != 0
     assert os.listdir("/sys")  # the control: outside there is something
+
+
+def test_processes_of_one_are_not_counted_for_another(workspace: Path) -> None:
+    herd = "for i in $(seq {}); do sleep 0.5 & done; wait"
+
+    async def go() -> list[Result]:
+        async with Engine(POLICY, workspace) as engine:
+            counts = [40, 40, 40, 40, 200]
+            return await asyncio.gather(
+                *(engine.run(["sh", "-c", herd.format(count)]) for count in counts)
+            )
+
+    *within, over = asyncio.run(go())
+    assert [(result.exit_code, result.limits) for result in within] == [(0, ())] * 4
+    assert [limit.key for limit in over.limits] == ["resources.processes"]
