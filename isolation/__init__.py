@@ -1,6 +1,7 @@
 """How a policy is held: sandboxes, and what they enforce.
 
-Nouns: `Engine` (one policy, one workspace) → `Result` with its `Enforcement`. `plan` compiles a
+Nouns: `Engine` (one policy, one workspace) → `Result` with its `Enforcement`, or a `Process` that has
+its own when it ends; what becomes of one command is an `execution`. `plan` compiles a
 policy into plain values; `keeper` and `zygote`, each a process of its own, carry them out: a `slot`
 is one sandbox there, `lockdown` the order in which it is closed, `pid1` its first process, which
 starts the command. On the gateway's side `link` speaks with them, `started` is a sandbox that is
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
         OperationError,
         SetupError,
     )
+    from .process import Process
     from .result import Result
     from .sandbox import Engine
-    from .sync import SyncEngine
+    from .sync import SyncEngine, SyncProcess
     from .usage import Limit, Usage
     from .view import View
 
@@ -36,9 +38,11 @@ _HOMES = {
     "IsolationError": "errors",
     "OperationError": "errors",
     "SetupError": "errors",
+    "Process": "process",
     "Result": "result",
     "Engine": "sandbox",
     "SyncEngine": "sync",
+    "SyncProcess": "sync",
     "Limit": "usage",
     "Usage": "usage",
     "View": "view",
@@ -53,9 +57,11 @@ __all__ = [
     "Layer",
     "Limit",
     "OperationError",
+    "Process",
     "Result",
     "SetupError",
     "SyncEngine",
+    "SyncProcess",
     "Usage",
     "View",
 ]

@@ -27,6 +27,7 @@ from .started import Started
 _GONE = "the sandbox's keeper is gone; restart purple"
 # Descriptors in messages that nobody has read yet count against RLIMIT_NOFILE: unix(7), ETOOMANYREFS.
 _MAX_SPAWNING = 32
+_SIGNAL_SECONDS = 0.002  # about what starting a command takes
 
 
 class Link:
@@ -149,10 +150,15 @@ class Link:
             raise not_found(command.argv[0], errno.errorcode[error.errno or 0]) from error
 
     def signal(self, sandbox: Started, number: int) -> None:
-        """Send a signal to the command's process group; nothing when it has ended."""
+        """Send a signal to the command's process group, as soon as there is one; nothing when it has
+        ended."""
         text = json.dumps({"number": sandbox.number, "signal": number}).encode()
         with contextlib.suppress(OSError):
             self._to_zygote.send(text)
+
+    def _signal_again(self, sandbox: Started, number: int) -> None:
+        if not sandbox.end.done() and not self._dead:
+            self.signal(sandbox, number)
 
     async def socket_inside(self, sandbox: Started) -> socket.socket:
         """A TCP socket in the sandbox's network namespace, non-blocking, not connected.
@@ -229,6 +235,12 @@ class Link:
         answer = json.loads(message)
         if "inside" in answer:
             self._on_socket(answer, fds)
+            return
+        if "unheard" in answer:
+            # pid 1 has its order and has not carried it out yet, or it is about to end.
+            if started := self._started.get(answer["unheard"]):
+                loop = asyncio.get_running_loop()
+                loop.call_later(_SIGNAL_SECONDS, self._signal_again, started, answer["signal"])
             return
         if "ended" in answer:
             if started := self._started.get(answer["ended"]):

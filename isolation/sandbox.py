@@ -4,9 +4,10 @@ Theory of operation
     The engine holds a keeper with its zygote (link.py) and sandboxes that are ready (pool.py):
     locked down, in their cgroup, their pid 1 waiting for its order. A run takes one, sends the
     order, and asks for a replacement. The result is returned when the kernel says that the whole
-    pid namespace is gone. Whoever stops waiting kills it. A file operation goes to a sandbox whose
-    command has been launched already: an interpreter that holds fileops.py and waits for one
-    request on its stdin.
+    pid namespace is gone. Whoever stops waiting kills it. What becomes of one command is
+    execution.py's. A file operation goes to a sandbox whose command has been launched already: an
+    interpreter that holds fileops.py and waits for one request on its stdin. A process (process.py)
+    has a sandbox made for it, whose pipes are its caller's.
 """
 
 from __future__ import annotations
@@ -16,38 +17,33 @@ import base64
 import dataclasses
 import json
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import inside
-from .command import Command, not_found, resolve
+from .cancellation import uncancelled
+from .command import Command, resolve
 from .enforcement import Enforcement, enforcement_of
 from .errors import CommandNotFound, EnforcementError, OperationError, SetupError
+from .execution import Execution, Shared
 from .guard import Guard
-from .limits import Ended, reached, tail
 from .link import Link
-from .marks import Marks
-from .plan import Plan, compile_plan
+from .plan import compile_plan
 from .pool import Pool, Ready, prepare
-from .result import Reason, Result
+from .result import Result
 from .seccomp import compile_operation_filter
 from .started import Started
 from .streams import OnOutput
-from .usage import Counters, merge
 from .view import View
+from .ways import Ways
 
 if TYPE_CHECKING:
     from ..policies import Grant, Policy
-    from ..policies.model import HostRule
-    from .egress.connections import Connection
     from .egress.dial import Resolve
-    from .egress.gate import Egress, Gate
-    from .egress.publish import Inside, Publisher
+    from .pipes import Stderr, Stdin
+    from .process import Held, Process
 
 _LEAST_READY, _MOST_READY = 2, 16
 _MAX_OPERATION_BYTES = 64 << 20
@@ -66,6 +62,7 @@ class Engine:
     Raises:
         SetupError: on entering, when the host cannot build the sandbox; says what to do.
         EnforcementError: on entering, when a layer in `policy.require` would not be full.
+        RuntimeError: on entering, on another event loop than asyncio's.
     """
 
     def __init__(
@@ -75,15 +72,11 @@ class Engine:
         self.policy = policy
         self._resolve = resolve
         self._trust = tuple(trust)
-        self._egress: Egress | None = None
-        self._gates: dict[int, Gate] = {}  # by number of their sandbox
-        self._publisher: Publisher | None = None
-        self._running: dict[int, Started] = {}  # for the publisher
         self.workspace = workspace
-        self._enforcement: Enforcement | None = None
-        self._plan: Plan | None = None
         self._link = Link()
-        self._guard = Guard(None, (), ())
+        self._ways = Ways(self._link)
+        self._shared: Shared | None = None
+        self._processes: set[Held] = set()
         self._commands = Pool(
             self._make_command, self._discard, least=_LEAST_READY, most=_MOST_READY
         )
@@ -92,89 +85,88 @@ class Engine:
         self._operators = Pool(self._make_operator, self._discard, least=0, most=2)
 
     @property
-    def _entered(self) -> Plan:
-        if self._plan is None:
+    def _entered(self) -> Shared:
+        if self._shared is None:
             raise RuntimeError("the engine has not been entered")
-        return self._plan
+        return self._shared
 
     @property
     def enforcement(self) -> Enforcement:
         """What holds for every sandbox of this engine. Raises `RuntimeError` before entering."""
-        if self._enforcement is None:
-            raise RuntimeError("the engine has not been entered")
-        return self._enforcement
+        return self._entered.enforcement
 
     @property
     def view(self) -> View:
         """What its sandboxes see, asked from outside. Raises `RuntimeError` before entering."""
-        return View(self.policy, self._entered, self._guard)
+        return View(self.policy, self._entered.plan, self._entered.guard)
 
     async def __aenter__(self) -> Engine:
-        self._plan = plan = await self._compile()
-        files = self.policy.filesystem
-        protect = files.protect if plan.workspace_writable else ()
-        self._guard = Guard(plan.workspace, files.hide, protect)
         try:
-            found = await self._link.open(plan)
-            self._enforcement = enforcement_of(found, plan)
-            if missing := self._enforcement.missing(self.policy.require):
-                raise EnforcementError(
-                    f"policy {self.policy.name} requires more than this host enforces: "
-                    + "; ".join(missing)
-                    + ". Run `purple doctor`, or take the layer out of the policy's `require`."
-                )
-            if self._egress is not None and self.policy.network.listen:
-                from .egress.publish import Publisher
-
-                self._publisher = Publisher(self.policy.network.listen, self._inside)
+            asyncio.get_running_loop()
+        except RuntimeError:
+            text = "Engine needs asyncio's event loop; with another one use SyncEngine in a thread"
+            raise RuntimeError(text) from None
+        try:
+            self._shared = await self._build()
         except BaseException:
-            await self._close()
+            await uncancelled(self._close())
             raise
         self._commands.start()
         self._operators.start()
         return self
 
+    async def _build(self) -> Shared:
+        network, files = self.policy.network, self.policy.filesystem
+        egress = await self._ways.prepare(network, self._resolve, self._trust)
+        plan = compile_plan(
+            self.policy, self.workspace,
+            authority=egress.certificate if egress is not None else "",
+            variables=egress.environment if egress is not None else {},
+        )  # fmt: skip
+        found = await self._link.open(plan)
+        enforcement = enforcement_of(found, plan)
+        if missing := enforcement.missing(self.policy.require):
+            raise EnforcementError(
+                f"policy {self.policy.name} requires more than this host enforces: "
+                + "; ".join(missing)
+                + ". Run `purple doctor`, or take the layer out of the policy's `require`."
+            )
+        self._ways.listen(network)
+        protect = files.protect if plan.workspace_writable else ()
+        return Shared(
+            policy=self.policy, plan=plan, enforcement=enforcement, link=self._link,
+            guard=Guard(plan.workspace, files.hide, protect), ways=self._ways,
+        )  # fmt: skip
+
     def program(self, argv: Sequence[str]) -> str:
         """Absolute path of what `argv` starts. Raises `CommandNotFound`."""
-        return resolve(self._entered, argv, "", None).program
+        return resolve(self._entered.plan, argv, "", None).program
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
         """End every sandbox, the zygote and the keeper; returns when they are gone."""
+        await uncancelled(self._end())
+
+    @property
+    def credentials(self) -> Mapping[str, str]:
+        """Names and values of what its egress puts into requests; {} before it has been entered."""
+        return self._ways.credentials
+
+    async def _end(self) -> None:
+        for held in self._processes:
+            held.execution.kill()
+        if self._processes:
+            await asyncio.wait({held.task for held in self._processes})
         await self._commands.aclose()
         await self._operators.aclose()
         await self._close()
 
-    @property
-    def credentials(self) -> dict[str, str]:
-        """Names and values of what its egress puts into requests; {} before it has been entered."""
-        return {} if self._egress is None else self._egress.vault.values
-
     async def _close(self) -> None:
-        if self._publisher is not None:
-            self._publisher.close()
+        self._ways.close_ports()
         await self._link.close()
-        for gate in self._gates.values():
-            gate.close()
-        self._gates.clear()
-        if self._egress is not None:
-            self._egress.close()
-
-    async def _compile(self) -> Plan:
-        network = self.policy.network
-        if network.isolated:
-            return compile_plan(self.policy, self.workspace)
-        from .egress.gate import Egress  # a tenth of a second that only those with network pay
-
-        self._egress = egress = await asyncio.to_thread(
-            Egress, network, resolve=self._resolve, trust=self._trust
-        )
-        return compile_plan(
-            self.policy, self.workspace, authority=egress.certificate,
-            variables=egress.environment,
-        )  # fmt: skip
+        self._ways.close_all()
 
     async def run(
         self,
@@ -202,24 +194,43 @@ class Engine:
 
         A cancelled caller leaves nothing behind: the sandbox is killed first.
         """
-        command = resolve(self._entered, argv, cwd, env)
-        limit = self.policy.resources.wall_seconds
-        if wall_seconds is not None:
-            limit = wall_seconds if limit is None else min(limit, wall_seconds)
+        command = resolve(self._entered.plan, argv, cwd, env)
         pooled = not stdin
         ready = await (self._take(self._commands) if pooled else self._prepare("pipe"))
         if not pooled:
-            self._open_gate(ready.started)
+            self._ways.open(ready.started)
         for output in (ready.stdout, ready.stderr):
             output.keep_bytes = self.policy.resources.output_bytes
             output.on_output = on_output
         try:
             return await self._complete(
-                ready, argv[0], limit, lambda: self._start(ready, command, stdin)
+                ready, argv[0], lambda: self._start(ready, command, stdin), wall_seconds
             )
         finally:
             if pooled:
                 self._commands.done()
+
+    async def start(
+        self, argv: Sequence[str], *, cwd: str = "", env: Mapping[str, str] | None = None,
+        stdin: Stdin = "pipe", stderr: Stderr = "pipe", wall_seconds: float | None = None,
+    ) -> Process:  # fmt: skip
+        """Start `argv` in a sandbox of its own and talk with it while it runs.
+
+        Args:
+            argv, cwd, env, wall_seconds: As in `run`.
+            stdin: "pipe", or "null" for /dev/null.
+            stderr: "pipe", or "stdout" for the same pipe as that, in the order of writing.
+
+        Raises:
+            CommandNotFound, SetupError: as `run`; see `Process.wait`, too.
+
+        All that the policy grants and limits holds for it as for `run`, but for `output_limit`: nothing
+        is kept, so nothing is cut. Ports of `network.listen` lead to it while it runs.
+        """
+        from .process import Process
+
+        held = await self._spawn(argv, cwd, env, stdin, stderr, wall_seconds)
+        return Process(held)
 
     async def call(
         self, operation: str, arguments: Mapping[str, Any], *, grant: Grant | None = None
@@ -243,13 +254,12 @@ class Engine:
         ).encode()
         ready = await self._take(self._operators)
         if grant is not None and grant.hosts:
-            self._open_gate(ready.started, grant.hosts)
+            self._ways.open(ready.started, grant.hosts)
         else:
             ready.started.close_doors()  # it has no business with the network
         try:
-            limit = self.policy.resources.wall_seconds
             result = await self._complete(
-                ready, sys.executable, limit, lambda: ready.write_stdin(question)
+                ready, sys.executable, lambda: ready.write_stdin(question)
             )
         except CommandNotFound as error:
             raise SetupError(f"file tools need Python inside the sandbox: {error}") from error
@@ -291,68 +301,50 @@ class Engine:
                 of `fds` that is one; called with its other side before the command starts.
             cwd, env: As in `run`.
         """
-        command = resolve(self._entered, argv, cwd, env)
+        shared = self._entered
+        command = resolve(shared.plan, argv, cwd, env)
         tty = [i for i, fd in enumerate(fds) if os.isatty(fd)] if terminal is not None else []
-        marks = self._look()
+        marks = shared.look()
         started = await self._link.spawn(fds, marks, tty)
-        self._open_gate(started)
-        began = time.monotonic()
+        self._ways.open(started)
         if terminal is not None:
             terminal(started.master)
         forward = asyncio.create_task(self._forward(signals, started))
+        execution = Execution(shared, started, marks, argv[0])
         try:
-            self._running[started.number] = started
-            self._link.launch(started, command)
-            end, timed_out = await _end(started, self.policy.resources.wall_seconds)
+            return await execution.carry_out(lambda: self._link.launch(started, command))
         finally:
             forward.cancel()
-            await asyncio.shield(started.gone())
-            counters = self._count(started)
-            connections = await asyncio.shield(self._close_gate(started))
             self._link.gone(started)
-        moved = self._guard.move_aside(marks)
-        _refused(end, argv[0])
-        wall = time.monotonic() - began
-        return self._result(end, timed_out, None, counters, wall, moved, connections)
 
-    def _look(self) -> Marks:
-        try:
-            return self._guard.look()
-        except ValueError as error:
-            raise SetupError(str(error)) from error
+    async def _spawn(
+        self, argv: Sequence[str], cwd: str, env: Mapping[str, str] | None, stdin: Stdin,
+        stderr: Stderr, wall_seconds: float | None,
+    ) -> Held:  # fmt: skip
+        """As `start`; SyncEngine's way to a process, too."""
+        from .process import spawn
+
+        held = await spawn(
+            self._entered, argv, cwd=cwd, env=env, stdin=stdin, stderr=stderr,
+            wall_seconds=wall_seconds,
+        )  # fmt: skip
+        self._processes.add(held)
+        held.task.add_done_callback(lambda _: self._processes.discard(held))
+        return held
 
     async def _prepare(self, stdin: Literal["null", "pipe"]) -> Ready:
-        return await prepare(self._link, self._look(), stdin)
-
-    def _open_gate(self, started: Started, only: Sequence[HostRule] | None = None) -> None:
-        """Take its doors, before its command starts; `only` as in `Egress.open`."""
-        doors, started.doors = started.doors, []
-        if self._egress is not None and doors:
-            self._gates[started.number] = self._egress.open(doors, only)
-
-    def _inside(self) -> list[Inside]:
-        """What the publisher needs of each sandbox that runs a command."""
-        return [
-            (gate.ledger, partial(self._link.socket_inside, started))
-            for number, started in self._running.items()
-            if (gate := self._gates.get(number)) is not None
-        ]
-
-    async def _close_gate(self, started: Started) -> tuple[Connection, ...]:
-        self._running.pop(started.number, None)
-        gate = self._gates.pop(started.number, None)
-        return await gate.aclose() if gate is not None else ()
+        return await prepare(self._link, self._entered.look(), stdin)
 
     async def _take(self, pool: Pool) -> Ready:
         """One whose covers and read-only paths are those of now."""
-        while (ready := await pool.take()).marks != self._look():
+        while (ready := await pool.take()).marks != self._entered.look():
             self._discard(ready)
             pool.done()
         return ready
 
     async def _make_command(self) -> Ready:
         ready = await self._prepare("null")
-        self._open_gate(ready.started)
+        self._ways.open(ready.started)
         return ready
 
     async def _make_operator(self) -> Ready:
@@ -361,7 +353,7 @@ class Engine:
         ready.stderr.keep_bytes = 4096
         python = os.path.realpath(sys.executable)
         argv = [python, "-I", "-S", "-c", inside.program()]
-        self._link.launch(ready.started, resolve(self._entered, argv, "", None))
+        self._link.launch(ready.started, resolve(self._entered.plan, argv, "", None))
         return ready
 
     def _start(self, ready: Ready, command: Command, stdin: bytes) -> None:
@@ -370,78 +362,28 @@ class Engine:
         self._link.launch(ready.started, command)
 
     async def _complete(
-        self, ready: Ready, name: str, limit: float | None, start: Callable[[], None]
-    ) -> Result:
+        self, ready: Ready, name: str, launch: Callable[[], None],
+        asked_seconds: float | None = None,
+    ) -> Result:  # fmt: skip
         """Start what `ready` holds, wait for its end, and give it back."""
-        started = ready.started
-        began = time.monotonic()
+        execution = Execution(
+            self._entered, ready.started, ready.marks, name, asked_seconds=asked_seconds,
+            outputs=(ready.stdout, ready.stderr),
+        )  # fmt: skip
         try:
-            self._running[started.number] = started
-            start()
-            end, timed_out = await _end(started, limit)
+            return await execution.carry_out(launch)
         finally:
-            # Shielded: a caller that is cancelled again must not leave the sandbox behind.
-            await asyncio.shield(started.gone())
-            counters = self._count(started)
-            connections = await asyncio.shield(self._close_gate(started))
-            moved = self._guard.move_aside(ready.marks)
-            for output in (ready.stdout, ready.stderr):
-                output.drain()
             asyncio.get_running_loop().call_soon(self._discard, ready)  # after the caller goes on
-        _refused(end, name)
-        wall = time.monotonic() - began
-        return self._result(end, timed_out, limit, counters, wall, moved, connections, ready)
 
     def _discard(self, ready: Ready) -> None:
         ready.started.kill()
-        if gate := self._gates.pop(ready.started.number, None):
-            gate.close()
+        self._ways.drop(ready.started)
         ready.close()
         self._link.gone(ready.started)
 
     async def _forward(self, signals: asyncio.Queue[int], started: Started) -> None:
         while True:
             self._link.signal(started, await signals.get())
-
-    def _count(self, started: Started) -> Counters | None:
-        return started.cgroup.count(self._entered) if started.cgroup is not None else None
-
-    def _result(
-        self, report: Mapping[str, Any], timed_out: bool, asked: float | None,
-        counters: Counters | None, wall: float, moved: tuple[str, ...],
-        connections: tuple[Connection, ...], ready: Ready | None = None,
-    ) -> Result:  # fmt: skip
-        stdout, stderr = (ready.stdout, ready.stderr) if ready else (None, None)
-        end = Ended(
-            wall_seconds=wall, asked_seconds=asked, timed_out=timed_out, report=report,
-            counters=counters, usage=merge(counters, report),
-            kept=sum(len(output.kept) for output in (stdout, stderr) if output),
-            written=sum(output.total_bytes for output in (stdout, stderr) if output),
-            tail=tail(stderr.kept) if stderr else b"",
-        )  # fmt: skip
-        status = report.get("status")
-        reason: Reason = "signaled"
-        exit_code: int | None = None
-        number: int | None = int(signal.SIGKILL)
-        if timed_out:
-            reason = "timed_out"
-        elif end.out_of_memory:
-            reason = "out_of_memory"
-        elif isinstance(status, int):
-            if os.WIFEXITED(status):
-                reason, exit_code, number = "exited", os.WEXITSTATUS(status), None
-            else:
-                number = os.WTERMSIG(status)
-        return Result(
-            exit_code=exit_code, signal=number, reason=reason, wall_seconds=wall,
-            stdout=bytes(stdout.kept) if stdout else b"",
-            stderr=bytes(stderr.kept) if stderr else b"",
-            stdout_bytes=stdout.total_bytes if stdout else 0,
-            stderr_bytes=stderr.total_bytes if stderr else 0,
-            enforcement=self.enforcement, moved_aside=moved, connections=connections,
-            usage=end.usage,
-            limits=reached(self.policy, end),
-        )  # fmt: skip
 
 
 def _kept(grant: Grant | None) -> dict[str, Any] | None:
@@ -452,27 +394,3 @@ def _kept(grant: Grant | None) -> dict[str, Any] | None:
     return {
         "read": grant.read, "write": grant.write, "filter": base64.b64encode(program).decode()
     }  # fmt: skip
-
-
-async def _end(started: Started, limit: float | None) -> tuple[dict[str, Any], bool]:
-    """The zygote's report, and whether the limit came first."""
-    late: list[bool] = []
-
-    def expire() -> None:
-        late.append(True)
-        started.kill()
-
-    timer = None if limit is None else asyncio.get_running_loop().call_later(limit, expire)
-    try:
-        end = await asyncio.shield(started.end)
-    finally:
-        if timer is not None:
-            timer.cancel()
-    return end, bool(late)
-
-
-def _refused(end: Mapping[str, Any], name: str) -> None:
-    if code := end.get("refused"):
-        raise not_found(name, code)
-    if error := end.get("error"):
-        raise SetupError(f"the sandbox could not be closed: {error}")

@@ -129,11 +129,16 @@ class Slot:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def forward(self, number: int) -> None:
-        """Send a signal to the command's process group; nothing when it has none."""
-        if command := _first_child(self.pid_1):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(command, number)
+    def forward(self, number: int) -> bool:
+        """Send a signal to the command's process group; False where there is none yet, or any more."""
+        command = _first_child(self.pid_1)
+        if command is None:
+            return False
+        try:
+            os.killpg(command, number)
+        except ProcessLookupError:  # before its setsid(2)
+            return False
+        return True
 
     def release(self) -> None:
         """Reap pid 1, which has ended, and let its namespaces go but the network's."""

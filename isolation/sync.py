@@ -1,20 +1,27 @@
-"""`SyncEngine`: an `Engine` for programs without an event loop."""
+"""`SyncEngine` and `SyncProcess`: `Engine` and `Process` for programs without an event loop."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from .enforcement import Enforcement
+from .errors import IsolationError
 from .result import Result
 from .sandbox import Engine
 from .streams import OnOutput
 
 if TYPE_CHECKING:
     from ..policies import Grant, Policy
+    from .pipes import Stderr, Stdin
+    from .process import Held
 
 T = TypeVar("T")
 
@@ -75,6 +82,14 @@ class SyncEngine:
         """As `Engine.call`."""
         return self._wait(self._engine.call(operation, arguments, grant=grant))
 
+    def start(
+        self, argv: Sequence[str], *, cwd: str = "", env: Mapping[str, str] | None = None,
+        stdin: Stdin = "pipe", stderr: Stderr = "pipe", wall_seconds: float | None = None,
+    ) -> SyncProcess:  # fmt: skip
+        """As `Engine.start`; its streams are files."""
+        held = self._wait(self._engine._spawn(argv, cwd, env, stdin, stderr, wall_seconds))
+        return SyncProcess(held, self._loop)
+
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
@@ -87,3 +102,66 @@ class SyncEngine:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+class SyncProcess:
+    """A command that runs in a sandbox of its own. Made by `SyncEngine.start`.
+
+    Attributes:
+        stdin: Unbuffered; `write` blocks while the pipe is full, and raises `BrokenPipeError` when
+            nobody will read. None where it is /dev/null.
+        stdout: Buffered; `read1` gives what there is, b"" at the end.
+        stderr: Likewise; None where both are one.
+
+    As a context manager it is ended when the block is left. Other threads may call its methods; each
+    file belongs to one thread at a time.
+    """
+
+    def __init__(self, held: Held, loop: asyncio.AbstractEventLoop) -> None:
+        self._held = held
+        self._loop = loop
+        ends = held.ends
+        self.stdin: BinaryIO | None = None if ends.stdin < 0 else os.fdopen(ends.stdin, "wb", 0)
+        self.stdout: BinaryIO = os.fdopen(ends.stdout, "rb")
+        self.stderr: BinaryIO | None = None if ends.stderr < 0 else os.fdopen(ends.stderr, "rb")
+
+    def wait(self, timeout: float | None = None) -> Result:
+        """As `Process.wait`. Raises `TimeoutError` after `timeout` seconds; it runs on."""
+        if not self._held.task.done():
+            ended = asyncio.wait({self._held.task})
+            asyncio.run_coroutine_threadsafe(ended, self._loop).result(timeout)
+        return self._held.task.result()
+
+    def send_signal(self, number: int) -> None:
+        """As `Process.send_signal`."""
+        if not self._held.task.done():
+            self._loop.call_soon_threadsafe(self._held.execution.signal, number)
+
+    def terminate(self) -> None:
+        """Ask it to end: SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it and everything that it has started: SIGKILL."""
+        if not self._held.task.done():
+            self._loop.call_soon_threadsafe(self._held.execution.kill)
+
+    def close(self) -> None:
+        """End it and close its files; returns when nothing of it is left."""
+        self.kill()
+        try:
+            with contextlib.suppress(IsolationError):
+                self.wait()
+        finally:
+            for file in (self.stdin, self.stdout, self.stderr):
+                if file is not None:
+                    file.close()
+
+    def __enter__(self) -> SyncProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.close()

@@ -183,8 +183,9 @@ class Zygote:
                     os.close(fd)
         elif "inside" in request:
             self._hand_out_socket(request["inside"])
-        elif slot := self._slots.get(request["number"]):
-            slot.forward(request["signal"])
+        elif (slot := self._slots.get(request["number"])) and not slot.forward(request["signal"]):
+            answer = {"unheard": slot.number, "signal": request["signal"]}
+            self._gateway.send(json.dumps(answer).encode())
 
     def _spawn(self, slot: Slot, fds: list[int]) -> None:
         network = self._networks.pop() if self._networks else None

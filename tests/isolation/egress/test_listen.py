@@ -105,3 +105,16 @@ async def test_a_sandbox_with_a_published_port_reaches_out_no_further(net: Net) 
     assert (await net.run(net.policy(listen=[free_port()]), command)).exit_code == 6
     policy = net.policy({"host": "a.test", "ports": [host.port]}, listen=[free_port()])
     assert (await net.run(policy, command)).exit_code == 0
+
+
+async def test_a_port_of_a_process_leads_to_it_while_it_runs(net: Net) -> None:
+    port = free_port()
+    async with net.engine(net.policy(listen=[port])) as engine:
+        async with await engine.start(server(port, "process"), stdin="null") as process:
+            assert await process.stdout.receive() == b"ready\n"
+            assert await ask(port, b"x") == b"process x"
+            assert await ask(port, b"stop") == b"process stop"
+            result = await process.wait()
+        assert await ask(port, b"x") == b"reset"
+    told = [(c.via, c.port, c.rule) for c in result.connections]
+    assert told == [("listen", port, "network.listen")] * 2

@@ -1,0 +1,143 @@
+"""`Process`: a command that runs in a sandbox while its caller talks with it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from anyio.abc import AsyncResource
+
+from .cancellation import uncancelled
+from .command import resolve
+from .execution import Execution, Shared
+from .pipes import Ends, ReceivePipe, SendPipe, Stderr, Stdin, open_pipes
+
+if TYPE_CHECKING:
+    from .result import Result
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Held:
+    """A process as its engine holds it.
+
+    Attributes:
+        execution: Its command in its sandbox.
+        task: Ends with its result, when nothing of the sandbox is left; nobody cancels it.
+        ends: Our ends of its pipes; whoever asked for it closes them.
+    """
+
+    execution: Execution
+    task: asyncio.Task[Result]
+    ends: Ends
+
+
+async def spawn(
+    shared: Shared, argv: Sequence[str], *, cwd: str, env: Mapping[str, str] | None, stdin: Stdin,
+    stderr: Stderr, wall_seconds: float | None,
+) -> Held:  # fmt: skip
+    """Start a process; arguments and errors as of `Engine.start`."""
+    command = resolve(shared.plan, argv, cwd, env)
+    marks = shared.look()
+    theirs, ours = open_pipes(stdin, stderr)
+    try:
+        started = await shared.link.spawn((theirs.stdin, theirs.stdout, theirs.stderr), marks)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    shared.ways.open(started)
+    execution = Execution(shared, started, marks, argv[0], asked_seconds=wall_seconds)
+
+    async def live() -> Result:
+        try:
+            return await execution.carry_out(lambda: shared.link.launch(started, command))
+        finally:
+            shared.link.gone(started)
+
+    task = asyncio.create_task(live())
+    # Looked at: a process that nobody waits for is nobody's error.
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    return Held(execution=execution, task=task, ends=ours)
+
+
+class Process(AsyncResource):
+    """A command that runs in a sandbox of its own. Made by `Engine.start`.
+
+    As an async context manager it is ended when the block is left: what must run to its end is waited
+    for (`wait`) inside. It ends with its engine, too. Nobody who stops waiting ends it.
+    """
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+        ends = held.ends
+        self._stdin = SendPipe(ends.stdin) if ends.stdin >= 0 else None
+        self._stdout = ReceivePipe(ends.stdout)
+        self._stderr = ReceivePipe(ends.stderr) if ends.stderr >= 0 else None
+
+    @property
+    def stdin(self) -> SendPipe:
+        """Its standard input. Raises `RuntimeError` where that is /dev/null."""
+        if self._stdin is None:
+            raise RuntimeError('it was started with stdin="null"')
+        return self._stdin
+
+    @property
+    def stdout(self) -> ReceivePipe:
+        """Its standard output: iterate over it, or `receive`. It waits while nobody receives."""
+        return self._stdout
+
+    @property
+    def stderr(self) -> ReceivePipe:
+        """The same for its standard error. Raises `RuntimeError` where both are one."""
+        if self._stderr is None:
+            raise RuntimeError('it was started with stderr="stdout"; read stdout')
+        return self._stderr
+
+    @property
+    def result(self) -> Result | None:
+        """How it ended; None while it runs. Raises as `wait` does."""
+        return self._held.task.result() if self._held.task.done() else None
+
+    async def wait(self) -> Result:
+        """Wait until nothing of it is left. What it wrote can still be received then.
+
+        Returns:
+            Its `Result`, with `stdout` and `stderr` empty: those went through the streams.
+
+        Raises:
+            CommandNotFound: the kernel would not execute it (a script's interpreter is missing).
+            SetupError: the sandbox could not be closed around it; it has not run.
+
+        Receive meanwhile what it writes: a pipe that is full makes it wait for ever.
+        """
+        await asyncio.wait({self._held.task})
+        return self._held.task.result()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to its process group; nothing when it has ended."""
+        if not self._held.task.done():
+            self._held.execution.signal(number)
+
+    def terminate(self) -> None:
+        """Ask it to end: SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it and everything that it has started: SIGKILL."""
+        if not self._held.task.done():
+            self._held.execution.kill()
+
+    async def aclose(self) -> None:
+        """Close its streams and end it; returns when nothing of it is left."""
+        for pipe in (self._stdin, self._stdout, self._stderr):
+            if pipe is not None:
+                pipe.close()
+        self.kill()
+        await uncancelled(self._gone())
+
+    async def _gone(self) -> None:
+        await asyncio.wait({self._held.task})
