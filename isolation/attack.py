@@ -69,22 +69,23 @@ ATTACKS: tuple[Attack, ...] = (
     *_of("mounts", "EROFS EACCES EPERM ENOENT ETXTBSY", "write_outside", "write_kernel_settings"),
     *_of("mounts", "EROFS EACCES EPERM ETXTBSY", "overwrite_programs"),
     *_of("mounts", "none", "leave_by_descriptor", "find_old_root", "gain_by_setuid"),
-    *_of("capabilities", "none", "hold_privilege", "be_root_on_the_host"),
+    # EACCES and EPERM where there are no namespaces: Landlock and seccomp let nothing be asked.
+    *_of("capabilities", "none EACCES", "hold_privilege", "be_root_on_the_host"),
     *_of("capabilities", "EPERM EINVAL", "become_root"),
     *_of("landlock", "EACCES EPERM", "use_what_only_landlock_holds", needs=("landlock",)),
     *_of("seccomp", "EPERM",
          "new_user_namespace", "clone_user_namespace", "io_uring", "ptrace", "process_memory",
          "steal_descriptor", "keyring", "userfaultfd", "perf", "mount_api", "change_root",
-         "file_handles", "kernel_programs", "administration", "socket_families", "netlink_families",
-         "type_into_the_terminal"),
+         "file_handles", "kernel_programs", "administration", "socket_families", "netlink_families"),
+    *_of("seccomp", "EPERM EACCES", "type_into_the_terminal"),
     *_of("seccomp", "ENOSYS", "clone3"),
     # A kernel without the 32-bit entry ends it by another signal.
     *_of("seccomp", "SIGSYS SIGSEGV", "foreign_entry", "x32_entry"),
     *_of("cgroup", "EAGAIN", "more_processes", needs=("cgroup",)),
     *_of("network", "ECONNREFUSED ECONNRESET ENETUNREACH EHOSTUNREACH ETIMEDOUT EACCES EPERM", "reach_the_hosts_loopback", "reach_the_network"),
-    *_of("network", "none", "see_interfaces"),
+    *_of("network", "none EPERM", "see_interfaces"),
     *_of("network", "ECONNREFUSED EPERM", "reach_abstract_socket"),
-    *_of("network", "ENOENT EACCES ECONNREFUSED ENOTDIR", "reach_path_socket"),
+    *_of("network", "ENOENT EACCES ECONNREFUSED ENOTDIR EPERM", "reach_path_socket"),
     *_of("environment", "none", "inherit_variables"),
 )  # fmt: skip
 
@@ -173,8 +174,11 @@ async def attack(policy: Policy) -> list[LayerOutcome]:
 
 def _why_not(engine: Engine, one: Attack) -> str:
     """Why an attack makes no sense here; "" where it does."""
-    for layer in one.needs:
+    own = [one.layer] if one.layer in engine.enforcement.layers else []
+    for layer in (*own, *one.needs):
         status = engine.enforcement.layers[layer]
+        if layer not in one.needs and status.status != "none":
+            continue
         if status.status == "none" or (layer == "cgroup" and status.status != "full"):
             return f"not enforced on this host: {status.reason}"
     if one.name == "more_processes" and engine.policy.resources.processes is None:

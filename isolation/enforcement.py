@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -64,9 +65,41 @@ def enforcement_of(found: Mapping[str, Any], plan: Plan) -> Enforcement:
     else:
         landlock = Layer(status="full")
     full = Layer(status="full")
+    if not plan.namespaces:
+        return _without_namespaces(landlock, cgroup, abi)
     return Enforcement(
         layers={
             "namespaces": full, "mounts": full, "capabilities": full, "landlock": landlock,
+            "seccomp": full, "cgroup": cgroup, "network": full,
+        }
+    )  # fmt: skip
+
+
+def _without_namespaces(landlock: Layer, cgroup: Layer, abi: int) -> Enforcement:
+    if landlock.status == "full" and abi < 6:
+        landlock = Layer(
+            status="partial",
+            reason=f"without namespaces, ABI {abi} cannot hold signals to your other processes; Linux 6.12 can",
+        )
+    namespaces = Layer(
+        status="none",
+        reason="none can be had here: the command has your own user id, and your other processes are "
+        "beside it, held apart by Landlock alone",
+    )
+    mounts = Layer(
+        status="none",
+        reason="Landlock decides what can be opened, but names, sizes and owners of all files can be "
+        "seen; filesystem.hide, protect and tmp_size are not held",
+    )
+    full = Layer(status="full")
+    root = Layer(
+        status="partial",
+        reason="the command's user id is root's, though without any capability",
+    )
+    return Enforcement(
+        layers={
+            "namespaces": namespaces, "mounts": mounts,
+            "capabilities": full if os.geteuid() else root, "landlock": landlock,
             "seccomp": full, "cgroup": cgroup, "network": full,
         }
     )  # fmt: skip

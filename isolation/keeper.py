@@ -25,6 +25,7 @@ import signal
 import socket
 import sys
 
+from . import libc
 from .cgroup import Cgroup, Hierarchy
 from .descriptors import receive
 from .plan import Plan
@@ -39,6 +40,8 @@ def main(fd: int) -> None:
     plan = Plan.from_json(text)
     to_gateway = socket.socket(fileno=fds[0])
     hierarchy = Hierarchy(plan)
+    if not plan.namespaces:  # what outlives the zygote becomes a child of ours
+        libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     zygote = os.fork()
     if zygote == 0:
@@ -62,6 +65,9 @@ def main(fd: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(zygote, signal.SIGKILL)
         os.waitpid(zygote, 0)
+        with contextlib.suppress(ChildProcessError):
+            while os.wait():
+                pass
         hierarchy.close()
 
 

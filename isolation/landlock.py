@@ -22,6 +22,7 @@ ALL = (1 << 16) - 1
 READ = EXECUTE | READ_FILE | READ_DIR
 # What a rule on something that is no directory may name (landlock_add_rule(2), EINVAL).
 _FILE_ONLY = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
+_ALL_TCP = 3  # LANDLOCK_ACCESS_NET_BIND_TCP, …_CONNECT_TCP
 _SCOPE_ABSTRACT_UNIX, _SCOPE_SIGNAL = 1, 2
 
 
@@ -56,13 +57,18 @@ def handled_access(abi: int) -> int:
     return _ALL_V1 | sum(bit for since, bit in newer if abi >= since)
 
 
-def create_ruleset(read: Sequence[str], write: Sequence[str], abi: int) -> int | None:
+def create_ruleset(
+    read: Sequence[str], write: Sequence[str], abi: int, *, connects: bool = True
+) -> int | None:
     """A ruleset of `abi`'s rights that leaves reading below `read` and anything below `write`.
+
+    Args:
+        read, write: Paths; those that do not exist grant nothing.
+        abi: The kernel's, or an older one.
+        connects: Whether TCP is left alone; else none is, from ABI 4 on.
 
     Returns:
         Its descriptor, for `restrict_self`; None where `abi` is 0.
-
-    Paths that do not exist grant nothing.
     """
     rules: list[tuple[int, int]] = []
     try:
@@ -70,7 +76,7 @@ def create_ruleset(read: Sequence[str], write: Sequence[str], abi: int) -> int |
             for path in paths:
                 with contextlib.suppress(OSError):
                     rules.append((os.open(path, os.O_PATH | os.O_CLOEXEC), access))
-        return _create(abi, rules)
+        return _create(abi, rules, 0 if connects else _ALL_TCP)
     finally:
         for fd, _ in rules:
             os.close(fd)
@@ -101,11 +107,12 @@ def restrict_to(rules: Sequence[tuple[int, int]]) -> int:
     return abi
 
 
-def _create(abi: int, rules: Sequence[tuple[int, int]]) -> int | None:
+def _create(abi: int, rules: Sequence[tuple[int, int]], network: int = 0) -> int | None:
     if abi == 0:
         return None
     handled = handled_access(abi)
-    attr = _RulesetAttr(handled, 0, _SCOPE_ABSTRACT_UNIX | _SCOPE_SIGNAL if abi >= 6 else 0)
+    network = network if abi >= 4 else 0
+    attr = _RulesetAttr(handled, network, _SCOPE_ABSTRACT_UNIX | _SCOPE_SIGNAL if abi >= 6 else 0)
     size = 8 if abi < 4 else 16 if abi < 6 else 24  # older kernels refuse a larger struct (E2BIG)
     ruleset = libc.syscall(
         libc.SYS_landlock_create_ruleset, ctypes.byref(attr), ctypes.c_size_t(size), 0,

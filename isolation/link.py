@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -45,6 +46,7 @@ class Link:
         self._started: dict[int, Started] = {}
         self._wanted: deque[asyncio.Future[socket.socket]] = deque()  # see `socket_inside`
         self._turns = asyncio.Semaphore(_MAX_SPAWNING)
+        self._end_by = signal.SIGKILL
         self._dead = False
 
     async def open(self, plan: Plan) -> dict[str, Any]:
@@ -53,6 +55,8 @@ class Link:
         Raises:
             SetupError: the view could not be built; says why.
         """
+        if not plan.namespaces:
+            self._end_by = signal.SIGTERM
         self._to_keeper, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._to_zygote, ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # An empty environment: /proc/1/environ inside has nothing to show.
@@ -258,7 +262,9 @@ class Link:
                 self._tell_keeper({"remove": group})
             future.set_exception(SetupError(f"no sandbox could be started: {answer['error']}"))
             return
-        started = Started(number, fds, control, group, cgroup, watched=answer["watched"])
+        started = Started(
+            number, fds, control, group, cgroup, watched=answer["watched"], end_by=self._end_by
+        )
         self._started[number] = started
         future.set_result(started)
 

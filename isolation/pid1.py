@@ -156,12 +156,9 @@ def serve(program: bytes, *, restricted: bool) -> NoReturn:
             landlock.restrict_self(RULESET)
         libc.seccomp(program)
         os.closerange(CONTROL, control)
-        text = b""
-        while len(text) < _HEAD.size or len(text) < _HEAD.unpack_from(text)[0]:
-            more = os.read(control, _BUFFER_BYTES)
-            if not more:
-                os._exit(0)
-            text += more
+        text = read_order(control)
+        if text is None:
+            os._exit(0)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         command = os.fork()
         if command == 0:
@@ -175,18 +172,36 @@ def serve(program: bytes, *, restricted: bool) -> NoReturn:
             if pid == command:
                 break
         result[2] = status
-        fields = [0] * 18
-        for index, seconds in ((0, used.ru_utime), (2, used.ru_stime)):
-            fields[index], fields[index + 1] = int(seconds), int(seconds % 1 * 1e6)
-        fields[4], fields[11], fields[12] = used.ru_maxrss, used.ru_inblock, used.ru_oublock
-        usage = struct.pack("=18q", *fields)
+        usage = pack_usage(used)
     except OSError as error:
         result[0] = error.errno or errno.EIO
     os.write(control, struct.pack("=iiii", *result, 0) + usage)
     os._exit(0)
 
 
-def _execute(text: bytes, failed: int) -> NoReturn:
+def read_order(control: int) -> bytes | None:
+    """The whole order; None where the gateway has gone before there was one."""
+    text = b""
+    while len(text) < _HEAD.size or len(text) < _HEAD.unpack_from(text)[0]:
+        more = os.read(control, _BUFFER_BYTES)
+        if not more:
+            return None
+        text += more
+    return text
+
+
+def pack_usage(used: resource.struct_rusage) -> bytes:
+    """`struct rusage`, as `report` reads it."""
+    fields = [0] * 18
+    for index, seconds in ((0, used.ru_utime), (2, used.ru_stime)):
+        fields[index], fields[index + 1] = int(seconds), int(seconds % 1 * 1e6)
+    fields[4], fields[11], fields[12] = used.ru_maxrss, used.ru_inblock, used.ru_oublock
+    return struct.pack("=18q", *fields)
+
+
+def parse_order(text: bytes) -> tuple[bytes, list[bytes], dict[bytes, bytes], bytes, bytes]:
+    """Program, argv, environment, directory and terminal of an order; the last two may be empty."""
+
     def string(address: int) -> bytes:
         start = address - _BUFFER
         return text[start : text.index(b"\0", start)]
@@ -198,15 +213,21 @@ def _execute(text: bytes, failed: int) -> NoReturn:
             address += 8
         return found
 
+    _, program, argv, envp, directory, terminal = _HEAD.unpack_from(text)
+    env = dict(word.split(b"=", 1) for word in strings(envp))
+    places = [string(address) if address else b"" for address in (directory, terminal)]
+    return string(program), strings(argv), env, places[0], places[1]
+
+
+def _execute(text: bytes, failed: int) -> NoReturn:
     try:
-        _, program, argv, envp, directory, terminal = _HEAD.unpack_from(text)
+        program, argv, env, directory, terminal = parse_order(text)
         os.setsid()
         if terminal:
-            os.close(os.open(string(terminal), os.O_RDWR | os.O_CLOEXEC))
+            os.close(os.open(terminal, os.O_RDWR | os.O_CLOEXEC))
         if directory:
-            os.chdir(string(directory))
-        env = dict(word.split(b"=", 1) for word in strings(envp))
-        os.execve(string(program), strings(argv), env)
+            os.chdir(directory)
+        os.execve(program, argv, env)
     except OSError as error:
         os.write(failed, (error.errno or errno.EIO).to_bytes(4, "little"))
     os._exit(127)

@@ -129,6 +129,7 @@ class Plan(NamedTuple):
         network: Whether the gateway is to hold the way out of each sandbox; else there is none.
         files: Small files of the view, by absolute path, that take the place of the host's.
         devices: Nodes beyond /dev/null and its like.
+        namespaces: Whether sandboxes have any; else Landlock, seccomp and rlimits are all (warden.py).
     """
 
     system: tuple[str, ...]
@@ -150,6 +151,7 @@ class Plan(NamedTuple):
     network: bool = False
     files: Mapping[str, str] = MappingProxyType({})
     devices: tuple[str, ...] = ()
+    namespaces: bool = True
 
     def to_json(self) -> bytes:
         """For the wire to the keeper."""
@@ -193,9 +195,11 @@ def compile_plan(
         variables: What the way out adds to the environment; wins over all others.
 
     Raises:
-        SetupError: the workspace, a granted path or a GPU does not exist, or the system-call list
-            does not compile; the text names the key.
+        SetupError: the workspace, a granted path or a GPU does not exist, the system-call list does
+            not compile, or there are no namespaces and the policy does not accept that; the text
+            names the key.
     """
+    from . import fallback
     from .devices import grant_gpus
     from .seccomp import compile_filter
 
@@ -223,8 +227,11 @@ def compile_plan(
             "/root",
         ):
             raise SetupError(f"workspace {workspace} is too wide; name the project's own directory")
+    namespaces = not policy.dangerously_without_namespaces or not fallback.namespaces_errno()
+    if not namespaces:
+        fallback.check_accepted(policy)
     try:
-        program = compile_filter(policy)
+        program = compile_filter(policy, apart=namespaces)
     except ImportError as error:
         raise SetupError("libseccomp is missing; install it: apt install libseccomp2") from error
     except (ValueError, OSError) as error:
@@ -262,6 +269,7 @@ def compile_plan(
         network=network,
         files=files,
         devices=devices,
+        namespaces=namespaces,
         memory_bytes=resources.memory_bytes,
         cpu_cores=resources.cpu_cores,
         processes=resources.processes,

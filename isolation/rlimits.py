@@ -31,7 +31,7 @@ def rusage(used: resource.struct_rusage) -> dict[str, Any]:
     }
 
 
-def filled_bytes(place: str | int) -> int:
-    """How much of the file system at `place`, a path or descriptor, is taken."""
+def filled_bytes(place: str | int) -> int | None:
+    """How much of the file system at `place`, a path or descriptor, is taken; None where it has no size."""
     found = os.statvfs(place)
-    return (found.f_blocks - found.f_bfree) * found.f_frsize
+    return (found.f_blocks - found.f_bfree) * found.f_frsize if found.f_blocks else None

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from . import inside
+from . import fallback, inside
 from .cancellation import uncancelled
 from .command import Command, resolve
 from .enforcement import Enforcement, enforcement_of
@@ -125,7 +125,10 @@ class Engine:
         )  # fmt: skip
         found = await self._link.open(plan)
         enforcement = enforcement_of(found, plan)
-        if missing := enforcement.missing(self.policy.require):
+        # What the policy accepts to lose it does not require: fallback.py.
+        waived = () if plan.namespaces else fallback.waived()
+        required = tuple(layer for layer in self.policy.require if layer not in waived)
+        if missing := enforcement.missing(required):
             raise EnforcementError(
                 f"policy {self.policy.name} requires more than this host enforces: "
                 + "; ".join(missing)

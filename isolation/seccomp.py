@@ -198,8 +198,14 @@ def hampered(policy: Policy) -> list[str]:
     return said
 
 
-def compile_filter(policy: Policy) -> bytes:
+def compile_filter(policy: Policy, *, apart: bool = True) -> bytes:
     """The policy's classic BPF program, as `struct sock_filter`s.
+
+    Args:
+        policy: Whose lists and rules they are.
+        apart: Whether the sandbox has namespaces of its own. Where not, what would reach the caller's
+            other processes is refused, too: sockets, System V IPC and message queues, and limits and
+            scheduling of a process that is named.
 
     Of a call that `syscalls.rules` name: what the sandbox never allows is refused, then what a rule
     denies; where rules allow, what none of them allows is refused; else the lists decide. Calls that
@@ -211,7 +217,9 @@ def compile_filter(policy: Policy) -> bytes:
         ImportError: libseccomp is not installed.
     """
     rules = policy.syscalls
-    denied = set(expand(rules.deny)) | set(FLOOR)
+    denied = (
+        set(expand(rules.deny)) | set(FLOOR) | set(() if apart else ("socket", *GROUPS["@ipc"]))
+    )
     if needed := sorted(denied & ESSENTIAL):
         raise ValueError(f"syscalls.deny: {', '.join(needed)}: without it no program can start")
     listed = {"clone", *GROUPS["@runtime"], *expand(rules.allow)}
@@ -220,12 +228,15 @@ def compile_filter(policy: Policy) -> bytes:
             raise ValueError(f"unknown system call {name} on this architecture")
     verdicts: dict[int, Verdict] = {}
     default = _REFUSE if rules.default_deny else ALLOW
-    names = {*listed, *denied, *_GUARDS, *(rule.syscall for rule in rules.rules)}
+    guards = _GUARDS if apart else {**_GUARDS, **_NOT_APART}
+    names = {*listed, *denied, *guards, *(rule.syscall for rule in rules.rules)}
     for name in sorted(names):
         if (number := number_of(name)) is None:
             continue
         allowed = name not in denied and (not rules.default_deny or name in listed)
-        verdict = _verdict(name, rules.rules, allowed=allowed, denied=name in denied)
+        verdict = _verdict(
+            name, rules.rules, guards.get(name, []), allowed=allowed, denied=name in denied
+        )
         if verdict != Verdict(otherwise=default):
             verdicts[number] = verdict
     # Its flags sit behind a pointer; without it, glibc uses clone(2).
@@ -236,7 +247,8 @@ def compile_filter(policy: Policy) -> bytes:
 
 
 def _verdict(
-    name: str, rules: Iterable[SyscallRule], *, allowed: bool, denied: bool
+    name: str, rules: Iterable[SyscallRule], guards: Iterable[tuple[Test, ...]], *,
+    allowed: bool, denied: bool,
 ) -> Verdict:  # fmt: skip
     rules = [rule for rule in rules if rule.syscall == name]
     allow = [rule for rule in rules if rule.action == "allow"]
@@ -250,7 +262,7 @@ def _verdict(
         return Verdict(otherwise=_REFUSE)
     if not allowed and not allow:
         return Verdict(otherwise=_REFUSE)
-    clauses = [Clause(tests=tests, action=_REFUSE) for tests in _GUARDS.get(name, ())]
+    clauses = [Clause(tests=tests, action=_REFUSE) for tests in guards]
     clauses += [
         Clause(tests=_tests(rule), action=_REFUSE) for rule in rules if rule.action == "deny"
     ]
@@ -276,6 +288,16 @@ _GUARDS: dict[str, list[tuple[Test, ...]]] = {
     ],
     "socketpair": [(_test("socketpair", 0, "ne", socket.AF_UNIX),)],
 }
+# Beside those, where other processes of the user's are in the same pid namespace.
+_NOT_APART: dict[str, list[tuple[Test, ...]]] = {
+    **{
+        name: [(_test(name, 0, "ne", 0),)]
+        for name in (
+            "prlimit64", "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler",
+        )
+    },
+    "setpriority": [(_test("setpriority", 1, "ne", 0),)],
+}  # fmt: skip
 
 
 def _tests(rule: SyscallRule) -> tuple[Test, ...]:

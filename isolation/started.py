@@ -27,6 +27,7 @@ class Started:
         group: Its cgroup's number; 0 for none.
         cgroup: Where its usage is counted; None where no cgroup can be had.
         watched: Whether the zygote says of each end whether it was the watcher's doing.
+        end_by: The signal to its pid 1 that ends it: SIGKILL, or what its warden takes (warden.py).
 
     Attributes:
         pidfd: Readable when nothing is left of its pid namespace. pidfd_open(2).
@@ -39,7 +40,7 @@ class Started:
 
     def __init__(
         self, number: int, fds: Sequence[int], control: socket.socket, group: int,
-        cgroup: Cgroup | None, *, watched: bool,
+        cgroup: Cgroup | None, *, watched: bool, end_by: int,
     ) -> None:  # fmt: skip
         self.number = number
         self.pidfd, self._private, *rest = fds
@@ -50,6 +51,7 @@ class Started:
         self.cgroup = cgroup
         self._control = control
         self._watched = watched
+        self._end_by = end_by
         self._report: dict[str, Any] | None = None
         self._ordered = True  # nothing is left to be sent
         self._seen: dict[str, Any] = {}
@@ -68,10 +70,10 @@ class Started:
         send_all(self._control.fileno(), data, done)
 
     def kill(self) -> None:
-        """SIGKILL to pid 1, and so to everything in its pid namespace."""
+        """SIGKILL to pid 1, and so to everything in its pid namespace; or have its warden do it."""
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self.pidfd, self._end_by)
 
     async def gone(self) -> None:
         """Kill what is left and wait until nothing of it is."""

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ class Watcher:
     def __init__(self, plan: Plan) -> None:
         self._max_bytes = plan.memory_bytes
         self._max_processes = plan.processes
+        self._apart = plan.namespaces
         self._next = 0.0
 
     def look(self, slots: Iterable[Slot]) -> None:
@@ -39,11 +39,11 @@ class Watcher:
         if now < self._next:
             return
         self._next = now + self.seconds
-        sums = _sums()
+        slots = [slot for slot in slots if slot.pid_1]
+        name = _namespace if self._apart else _Families(slot.pid_1 for slot in slots)
+        sums = _sums(name)
         for slot in slots:
-            if not slot.pid_1:
-                continue
-            size, processes = sums.get(_namespace(slot.pid_1), (0, 1))
+            size, processes = sums.get(name(slot.pid_1), (0, 1))
             processes -= 1  # pid 1 is ours
             slot.memory_peak_bytes = max(slot.memory_peak_bytes, size)
             slot.processes_peak = max(slot.processes_peak, processes)
@@ -53,8 +53,7 @@ class Watcher:
                 slot.over = "processes"
             else:
                 continue
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(slot.pid_1, signal.SIGKILL)
+            slot.kill()
 
 
 def _namespace(pid: int) -> str:
@@ -64,8 +63,30 @@ def _namespace(pid: int) -> str:
         return ""
 
 
-def _sums() -> dict[str, tuple[int, int]]:
-    """Private resident bytes, and processes and threads, by pid namespace.
+class _Families:
+    """Sandboxes by their first process, where they have no pid namespace: pid → pid of it, as text."""
+
+    def __init__(self, roots: Iterable[int]) -> None:
+        self._parents = parents()
+        self._roots = set(roots)
+
+    def __call__(self, pid: int) -> str:
+        while pid and pid not in self._roots:
+            pid = self._parents.get(pid, 0)
+        return str(pid)
+
+
+def parents() -> dict[int, int]:
+    """Pid → parent's, of every process that /proc shows. proc_pid_stat(5)."""
+    found: dict[int, int] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
+            found[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
+    return found
+
+
+def _sums(sandbox_of: Callable[[int], str]) -> dict[str, tuple[int, int]]:
+    """Private resident bytes, and processes and threads, by sandbox.
 
     proc_pid_statm(5); proc_pid_stat(5), num_threads.
     """
@@ -78,7 +99,7 @@ def _sums() -> dict[str, tuple[int, int]]:
                 threads = int(file.read().rpartition(")")[2].split()[17])
         except (OSError, IndexError):
             continue
-        key = _namespace(int(name))
+        key = sandbox_of(int(name))
         size, processes = sums.get(key, (0, 0))
         size += (int(fields[1]) - int(fields[2])) * _PAGE
         sums[key] = size, processes + threads

@@ -28,6 +28,7 @@ from .netns import probe_doors, socket_inside
 from .oom import OutOfMemory
 from .plan import INSIDE_ID, ORDER_BYTES, UNUSED_ID, Plan
 from .slot import Slot
+from .warden import WardedSlot, stay
 from .watcher import Watcher
 
 SPARE_NETWORKS = 16  # some 160 kB each; as many as calls that begin while as many end
@@ -45,7 +46,10 @@ def become_zygote(
         rlimits: Whether memory and processes are held by rlimits and the watcher (no cgroup).
     """
     try:
-        _enter(plan, (keeper, gateway))
+        if plan.namespaces:
+            _enter(plan, (keeper, gateway))
+        else:
+            stay()
         Zygote(keeper, gateway, plan, rlimits=rlimits).serve()
     except ConnectionError:
         pass  # keeper or gateway has gone, and so does all of this
@@ -61,17 +65,17 @@ def _enter(plan: Plan, channels: tuple[socket.socket, ...]) -> None:
     if uid == 0:
         # Real root may do what a user namespace may not: reach below /root, map owners. So the
         # view is built first, then root is given up for an id that nobody has.
-        libc.unshare(libc.CLONE_NEWNS)
+        _unshare(libc.CLONE_NEWNS)
         build_root(plan, owner_id=UNUSED_ID)
         uid = gid = UNUSED_ID
         os.setgroups(_groups(plan))
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
         libc.prctl(libc.PR_SET_DUMPABLE, 1)  # else /proc/self/uid_map belongs to root
-        libc.unshare(spaces)
+        _unshare(spaces)
         write_id_maps(uid, gid, INSIDE_ID, INSIDE_ID)
     else:
-        libc.unshare(spaces)
+        _unshare(spaces)
         write_id_maps(uid, gid, INSIDE_ID, INSIDE_ID)
         build_root(plan, owner_id=None)
     pid = os.fork()
@@ -87,6 +91,16 @@ def _enter(plan: Plan, channels: tuple[socket.socket, ...]) -> None:
     # Inherited by all that is started here; lockdown.py does the rest.
     capabilities.drop_bounding_set()
     capabilities.set_no_new_privs()
+
+
+def _unshare(flags: int) -> None:
+    try:
+        libc.unshare(flags)
+    except OSError as error:
+        raise SetupError(
+            f"no namespaces can be had here ({error}); allow user namespaces (`purple doctor` says how), "
+            "or have the policy accept what is left without them: dangerously_without_namespaces, docs/hosts.md"
+        ) from error
 
 
 def _groups(plan: Plan) -> list[int]:
@@ -177,7 +191,8 @@ class Zygote:
         request = json.loads(message)
         if "spawn" in request:
             try:
-                self._spawn(Slot(request), fds)
+                kind = Slot if self._plan.namespaces else WardedSlot
+                self._spawn(kind(request), fds)
             finally:
                 for fd in fds:
                     os.close(fd)

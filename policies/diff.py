@@ -236,5 +236,8 @@ _KEYS: dict[str, Callable[[Any, Any], Iterator[_Found]]] = {
     "audit.arguments": _choice("arguments in the record"),
     "audit.output": _choice("output in the record"),
     "audit.redact": _items("redacted name"),
+    "dangerously_without_namespaces": _grants(
+        "may lose {} where there are no namespaces", "may no longer lose {} where there are no namespaces"
+    ),
     "require": _denies("requires layer {}", "no longer requires layer {}"),
 }  # fmt: skip
