@@ -110,6 +110,12 @@ class Call:
     marks: Mapping[str, str] = field(default_factory=dict[str, str])
     pending: Callable[[Mapping[str, Any]], None] | None = None
 
+    def but(self, **changes: Any) -> Call:
+        """As `dataclasses.replace`, at a quarter of its cost: it is paid for by every call."""
+        made = object.__new__(Call)
+        vars(made).update(vars(self), **changes)
+        return made
+
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
@@ -259,17 +265,18 @@ class Calls:
         Raises:
             OSError: the record cannot be written; nothing has run.
         """
-        await version.screen.prepare(dict(call.arguments))  # nothing waits once it is judged
+        if not version.screen.is_ready:
+            await version.screen.prepare(dict(call.arguments))  # nothing waits once it is judged
         if problem is not None:
             decision = Decision(effect="deny", reason=problem.reason, rule=problem.rule)
         else:
             marked = self.flows.of(call.client, call.session)
             call, decision = judge_call(call, version.rules, version.engine.view, marked)
         with spans.tool_call(call.tool):
-            call = replace(
-                call, call_id=self._begin(call, decision, version),
+            call = call.but(
+                call_id=self._begin(call, decision, version),
                 progress=screened(version.screen, call.progress),
-            )  # fmt: skip
+            )
             started = time.monotonic()
             end: dict[str, Any] = {"reason": str(Reason.CANCELLED)}
             is_error = True
@@ -362,7 +369,7 @@ class Calls:
                 f"({rule}): {decision.reason}"
             )
             return Refusal(reason=Reason.APPROVAL_REQUIRED, rule=decision.rule, text=text)
-        call = replace(call, pending=partial(self._log.note, call.call_id, "pending"))
+        call = call.but(pending=partial(self._log.note, call.call_id, "pending"))
         approval = await self._approver.approve(call, decision, version)
         end["approval"] = {"allowed": approval.allowed, "by": approval.by, **approval.facts}
         if approval.allowed:
@@ -402,7 +409,7 @@ def judge_call(
     if rules.flow:
         decision = stricter(decision, rules.flow.verdict(request, grant, marked or {}))
         marks = rules.flow.marks(request, grant, view.sees)
-    return replace(call, arguments=request.arguments, grant=grant, marks=marks), decision
+    return call.but(arguments=request.arguments, grant=grant, marks=marks), decision
 
 
 def _told(ran: Ran) -> Ran:

@@ -21,8 +21,7 @@ import json
 import os
 import threading
 import time
-import uuid
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,7 @@ class AuditLog:
 
     def begin(self, fields: Mapping[str, Any]) -> str:
         """Record that a call is about to run; returns its id."""
-        call_id = uuid.uuid4().hex
+        call_id = os.urandom(16).hex()
         self._append("begin", {"call_id": call_id, **fields})
         return call_id
 
@@ -99,10 +98,13 @@ class AuditLog:
     def _append(self, event: str, fields: Mapping[str, Any]) -> None:
         if self._failed is not None:
             raise self._failed
-        with _locked(self._fd):
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        try:
             size, seq, previous = self._end
-            if os.fstat(self._fd).st_size != size:  # the first line, or another gateway's
+            found = os.fstat(self._fd).st_size
+            if found != size:  # the first line, or another gateway's
                 seq, previous = self._tail()
+                found = os.fstat(self._fd).st_size
             body = canonical(
                 {**fields, "seq": seq + 1, "time": time.time(), "event": event, "prev": previous}
             )
@@ -111,8 +113,11 @@ class AuditLog:
             if os.write(self._fd, data) != len(data):
                 raise OSError(errno.ENOSPC, "short write; is the disk full?", str(self.path))
             os.pwrite(self._head, _head(seq + 1, stated), 0)
-            self._end = os.fstat(self._fd).st_size, seq + 1, stated
-        self._dirty.set()
+            self._end = found + len(data), seq + 1, stated
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        if not self._dirty.is_set():
+            self._dirty.set()
 
     def _sync(self) -> None:
         while not self._closed.is_set():
@@ -142,15 +147,6 @@ class AuditLog:
                 continue
             data = b"\n".join(lines[:-1])
         return 0, _GENESIS
-
-
-@contextlib.contextmanager
-def _locked(fd: int) -> Generator[None]:
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def _head_path(path: Path) -> Path:

@@ -8,13 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 REDACTED = "[redacted]"
+# Made once: `json.dumps` with these would make one for each value.
+_encoder = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=True, check_circular=False
+)
 _MOST_OUTPUT_CHARACTERS, _KEPT_CHARACTERS = 1 << 20, 64 << 10
 
 
 def canonical(value: Any) -> str:
     """One spelling for one value: sorted keys, no spaces, ASCII only, so that newlines and terminal
     codes in an argument forge nothing in a log."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return _encoder.encode(value)
 
 
 def digest(value: Any) -> str:
@@ -24,6 +28,8 @@ def digest(value: Any) -> str:
 
 def redact(value: Any, names: tuple[str, ...]) -> Any:
     """Replace the values of keys that contain one of `names`, at any depth, whatever their case."""
+    if type(value) is str:
+        return value
     if isinstance(value, Mapping):
         items = cast(Mapping[str, Any], value).items()
         return {

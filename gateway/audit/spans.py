@@ -37,10 +37,21 @@ _MOST_EVENTS = 64
 USAGE, LIMITS = "purple.usage.", "purple.limits"
 
 _serving: contextvars.ContextVar[bool] = contextvars.ContextVar("purple.serving", default=False)
+# Whether the environment names a provider, which the API then loads when it is first asked.
+_NAMED = "OTEL_PYTHON_TRACER_PROVIDER" in os.environ
 _tracer = trace.get_tracer("purplebox")
 _duration = metrics.get_meter("purplebox").create_histogram(
     "gen_ai.execute_tool.duration", unit="s", description="Duration of a tool call."
 )
+
+
+def is_on() -> bool:
+    """Whether an SDK records spans, or somebody has a span open here."""
+    # The API looks into the environment each time while no provider is set: 3 µs.
+    if getattr(trace, "_TRACER_PROVIDER", _NAMED) is None and not _NAMED:
+        return trace.get_current_span() is not trace.INVALID_SPAN
+    # The API's own providers record nothing; its `ProxyTracerProvider` stands in for one to come.
+    return type(trace.get_tracer_provider()).__module__ != "opentelemetry.trace"
 
 
 @contextlib.contextmanager
@@ -59,7 +70,9 @@ def tool_call(tool: str) -> Generator[None]:
     attributes = {OPERATION: _EXECUTE_TOOL, TOOL: tool}
     started = time.monotonic()
     try:
-        if _serving.get() or _in_execute_tool():
+        if not is_on():
+            yield
+        elif _serving.get() or _in_execute_tool():
             annotate(attributes)
             yield
         else:
@@ -76,6 +89,8 @@ def _in_execute_tool() -> bool:
 
 def begun(call_id: str, policy: Policy, decision: Decision, enforcement: Enforcement) -> None:
     """Add what is known before a call runs."""
+    if not is_on():
+        return
     annotate({
         CALL_ID: call_id, POLICY: policy.name, POLICY_VERSION: policy.digest,
         EFFECT: decision.effect, RULE: decision.rule,
@@ -85,6 +100,8 @@ def begun(call_id: str, policy: Policy, decision: Decision, enforcement: Enforce
 
 def ended(end: Mapping[str, Any], *, is_error: bool) -> None:
     """Add how a call ended: the fields of its record's second entry, and MCP's `isError`."""
+    if not is_on():
+        return
     reason = str(end["reason"])
     usage: Mapping[str, Any] = end.get("usage", {})
     annotate({
@@ -115,6 +132,8 @@ def _connection(said: Mapping[str, Any]) -> dict[str, str | int | float]:
 
 def identity() -> dict[str, str]:
     """`trace_id` and `span_id` of the current span, for the record; {} where none is recorded."""
+    if not is_on():
+        return {}
     context = trace.get_current_span().get_span_context()
     if not context.is_valid:
         return {}

@@ -20,6 +20,7 @@ LEAST_CHARACTERS = 16
 _TOKEN = re.compile(rf"[\w+/=.-]{{{LEAST_CHARACTERS},}}")
 _DIGIT = re.compile(r"\d")
 _making = threading.Lock()
+_ready = False
 
 
 @lru_cache
@@ -30,12 +31,14 @@ def is_installed() -> bool:
 
 def is_ready() -> bool:
     """Whether `find` answers without loading rules first."""
-    return not is_installed() or _make_scanner.cache_info().currsize > 0
+    return _ready or not is_installed()
 
 
 def is_wanted(text: str) -> bool:
     """Whether `find` has to look at `text` at all."""
-    return is_installed() and any(_DIGIT.search(token[0]) for token in _TOKEN.finditer(text))
+    if len(text) < LEAST_CHARACTERS or not is_installed():
+        return False
+    return any(_DIGIT.search(token[0]) for token in _TOKEN.finditer(text))
 
 
 def load() -> None:
@@ -83,6 +86,9 @@ def _scanner() -> Any:
 
 @lru_cache
 def _make_scanner() -> Any:
+    global _ready
     from kingfisher_sdk import Rules, Scanner
 
-    return Scanner(Rules(confidence="medium"))
+    scanner = Scanner(Rules(confidence="medium"))
+    _ready = True
+    return scanner

@@ -68,6 +68,11 @@ class Screen:
         self.rules = policy.screens
         self.known = Known(secrets)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether `prepare` has nothing to do, whatever the value."""
+        return detectors.is_ready()
+
     async def prepare(self, value: Any) -> None:
         """Have the detectors' rules loaded where `value` asks for them, while the event loop runs."""
         if not detectors.is_ready() and any(map(detectors.is_wanted, _leaves(value)[0])):
@@ -76,6 +81,8 @@ class Screen:
     def value(self, value: Any, findings: Findings) -> Any:
         """`value` as it may be handed on: itself where nothing was found, else a changed copy."""
         leaves, opaque = _leaves(value)
+        if not opaque and self._is_plain(leaves):
+            return value
         screened = self._texts(leaves, opaque, findings)
         return value if screened == leaves else _rebuilt(value, iter(screened))
 
@@ -86,6 +93,8 @@ class Screen:
     def recorded(self, value: Any) -> Any:
         """`value` with secrets redacted, for a record; nothing else of it changes."""
         leaves, _ = _leaves(value)
+        if not self._may_hold_secrets(leaves):
+            return value
         screened = self._redacted(leaves, set(), Findings(), "redact")
         return value if screened == leaves else _rebuilt(value, iter(screened))
 
@@ -100,6 +109,24 @@ class Screen:
             f"({', '.join(sorted(findings.injection))}; rule screens.injection of policy "
             f"{self.policy.name}). Do not try to obtain it another way; ask the person to look at it."
         )
+
+    def _is_plain(self, leaves: list[str]) -> bool:
+        """Whether nothing can be found in these; False where only a closer look can tell."""
+        joined = "\n".join(leaves)
+        if len(joined) > markers.MOST_CHARACTERS:
+            return False
+        if self.rules.characters == "remove" and characters.is_suspect(joined):
+            return False
+        if self.rules.injection != "off" and markers.find(joined):
+            return False
+        if self.known and self.known.is_in("".join(leaves)):
+            return False
+        return self.rules.secrets == "off" or not detectors.is_wanted(joined)
+
+    def _may_hold_secrets(self, leaves: list[str]) -> bool:
+        if self.known and self.known.is_in("".join(leaves)):
+            return True
+        return detectors.is_wanted("\n".join(leaves))
 
     def _texts(self, leaves: list[str], opaque: set[int], findings: Findings) -> list[str]:
         texts = leaves

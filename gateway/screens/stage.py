@@ -29,7 +29,8 @@ class Screens:
 
         screen, findings = version.screen, Findings()
         both: list[Any] = [ran.result, dict(ran.facts)]
-        await screen.prepare(both)
+        if not screen.is_ready:
+            await screen.prepare(both)
         if is_large(ran.result):
             result, facts = await asyncio.to_thread(screen.value, both, findings)
         else:

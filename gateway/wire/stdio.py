@@ -1,7 +1,8 @@
 """Lines over a pair of descriptors, on the event loop: no threads, no copies beyond the buffers.
 
 Theory of operation
-    What is sent within one turn of the loop leaves in one write(2). A peer that does not read makes
+    The first that is sent within a turn of the loop leaves at once, what follows in one write(2) at
+    its end: a peer with one request in flight waits no turn, one with many costs few calls. A peer that does not read makes
     `buffered_bytes` grow; whoever feeds it stops its own reading (`pause`) above `HIGH_WATER_BYTES`
     and goes on when `on_drained` says so. A frame over the limit is skipped to its end, and its
     beginning is handed to `on_oversize`, where the id of whoever waits may be found.
@@ -83,12 +84,20 @@ class Pipe:
         """Queue whole lines; nothing happens once the peer is gone."""
         if self._closed:
             return
-        self._out.append(data)
-        self.buffered_bytes += len(data)
-        if not self._flush_due and not self._writing:
-            self._flush_due = True
-            self._idle.clear()
-            self._loop.call_soon(self._flush)
+        if self._flush_due or self._writing:
+            self._out.append(data)
+            self.buffered_bytes += len(data)
+            return
+        try:
+            written = os.write(self._writer, data)
+        except OSError:  # full or gone: seen by `_flush`, outside of the caller's work
+            written = 0
+        if written < len(data):
+            self._out.append(memoryview(data)[written:] if written else data)
+            self.buffered_bytes += len(data) - written
+        self._flush_due = True
+        self._idle.clear()
+        self._loop.call_soon(self._flush)
 
     async def aclose(self, flush_seconds: float = 1.0) -> None:
         """Write what is queued, for so long at the most, and close."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import propagate, trace
@@ -29,19 +30,16 @@ _CALLERS = frozenset({-32700, -32600, -32601, -32602})
 _tracer = trace.get_tracer("purplebox")
 
 
-def is_on() -> bool:
-    """Whether an SDK records spans."""
-    # The API's own providers record nothing; its `ProxyTracerProvider` stands in for one to come.
-    return type(trace.get_tracer_provider()).__module__ != "opentelemetry.trace"
+_OFF = contextlib.nullcontext()
+
+
+def serving(exchange: Exchange) -> AbstractContextManager[None]:
+    """The SERVER span of one request."""
+    return _serving(exchange) if spans.is_on() else _OFF
 
 
 @contextlib.contextmanager
-def serving(exchange: Exchange) -> Generator[None]:
-    """The SERVER span of one request."""
-    if not is_on():
-        with spans.serving():
-            yield
-        return
+def _serving(exchange: Exchange) -> Generator[None]:
     params = exchange.params or {}
     attributes = {**_described(exchange.method, params), _ID: str(exchange.id)}
     attributes[_TRANSPORT] = "tcp" if exchange.session.principal else "pipe"
@@ -63,12 +61,13 @@ def serving(exchange: Exchange) -> Generator[None]:
             raise
 
 
-@contextlib.contextmanager
-def asking(method: str, params: Message | None) -> Generator[Message | None]:
+def asking(method: str, params: Message | None) -> AbstractContextManager[Message | None]:
     """The CLIENT span of one forwarded request; gives its params, with the span's context in them."""
-    if not is_on():
-        yield params
-        return
+    return _asking(method, params) if spans.is_on() else contextlib.nullcontext(params)
+
+
+@contextlib.contextmanager
+def _asking(method: str, params: Message | None) -> Generator[Message | None]:
     with _tracer.start_as_current_span(
         _name(method, params or {}), kind=SpanKind.CLIENT,
         attributes=_described(method, params or {}), record_exception=False,

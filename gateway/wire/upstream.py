@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Literal
@@ -229,8 +230,9 @@ class Upstream:
             with tracing.asking(method, params) as traced:
                 result = await self._asks.ask(
                     self._send, method, traced,
-                    seconds=self._seconds if method != "subscriptions/listen" else 10**9,
-                    progress=self._progress(exchange), reason=lambda: exchange.reason, on_id=on_id,
+                    seconds=self._seconds if method != "subscriptions/listen" else math.inf,
+                    progress=self._progress(exchange) if exchange.token is not None else None,
+                    reason=lambda: exchange.reason, on_id=on_id,
                 )  # fmt: skip
         finally:
             for id in ids:
@@ -337,7 +339,7 @@ class Upstream:
 
         async def listen() -> None:
             with contextlib.suppress(RpcError):
-                await self._asks.ask(self._send, "subscriptions/listen", params, seconds=10**9)
+                await self._asks.ask(self._send, "subscriptions/listen", params, seconds=math.inf)
 
         self._task(listen(), "listen")
 

@@ -31,6 +31,7 @@ def test_each_connection_is_told_recorded_and_an_event(
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(spans, "_tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(spans, "is_on", lambda: True)
     log = tmp_path / "log"
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

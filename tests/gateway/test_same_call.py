@@ -45,7 +45,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     for module in (spans, tracing):
         monkeypatch.setattr(module, "_tracer", provider.get_tracer("test"))
-    monkeypatch.setattr(tracing, "is_on", lambda: True)
+    monkeypatch.setattr(spans, "is_on", lambda: True)
     yield exporter
     provider.shutdown()
 
