@@ -7,6 +7,8 @@ from pathlib import Path
 from ..isolation import Enforcement, Engine
 from ..isolation.egress.dial import Dialer, Resolve
 from ..isolation.enforcement import Layer
+from ..isolation.execution import Shared
+from ..isolation.guard import Guard
 from ..isolation.plan import compile_plan
 from ..policies import Policy, load_policy
 from ..policies.addresses import literal_address
@@ -24,14 +26,16 @@ _LAYERS = ("namespaces", "mounts", "capabilities", "landlock", "seccomp", "cgrou
 class Elsewhere(Engine):
     """The engine of a server that runs elsewhere: calls are judged by its policy, and nothing is held."""
 
-    @property
-    def enforcement(self) -> Enforcement:
-        """Nothing of a sandbox; what is reached is held by the egress rules."""
+    async def _build(self) -> Shared:
         layer = Layer(status="none", reason="the server runs elsewhere, not in a sandbox")
-        return Enforcement(layers=dict.fromkeys(_LAYERS, layer))
+        return Shared(
+            policy=self.policy, plan=compile_plan(self.policy, None), link=self._link,
+            enforcement=Enforcement(layers=dict.fromkeys(_LAYERS, layer)),
+            guard=Guard(None, (), ()), ways=self._ways,
+        )  # fmt: skip
 
     async def __aenter__(self) -> Engine:
-        self._plan = compile_plan(self.policy, None)
+        self._shared = await self._build()
         return self
 
 
