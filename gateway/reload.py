@@ -23,18 +23,21 @@ from ..policies import PolicyError, PolicySource
 from .config import ConfigError
 from .gateway import Gateway
 from .reasons import Reason
+from .wire.health import Roster
 
 PERIOD_SECONDS = 1.0
 
 
 @contextlib.asynccontextmanager
 async def reloading(
-    gateway: Gateway, stamp: Callable[[], object], reload: Callable[[], Awaitable[str]]
-) -> AsyncGenerator[None]:
+    gateway: Gateway, roster: Roster, stamp: Callable[[], object],
+    reload: Callable[[], Awaitable[str]],
+) -> AsyncGenerator[None]:  # fmt: skip
     """Reload whenever something changes, while entered.
 
     Args:
         gateway: Whose record says so.
+        roster: What `purple ps` shows, a refusal too.
         stamp: Changes when a file does. Reads the file system, in a thread.
         reload: Reads and puts in force; returns what it did, "" for nothing. What it raises as
             `PolicyError`, `ConfigError` or `IsolationError` has changed nothing.
@@ -54,7 +57,7 @@ async def reloading(
             if now != known or asked.is_set():
                 asked.clear()
                 known = now
-                await _once(gateway, reload)
+                await _once(gateway, roster, reload)
 
     task = asyncio.create_task(watch())
     try:
@@ -91,14 +94,16 @@ def refuse_changeable(path: Path, views: Sequence[View]) -> None:
         )  # fmt: skip
 
 
-async def _once(gateway: Gateway, reload: Callable[[], Awaitable[str]]) -> None:
+async def _once(gateway: Gateway, roster: Roster, reload: Callable[[], Awaitable[str]]) -> None:
     try:
         done = await reload()
     except (PolicyError, ConfigError, IsolationError) as error:
         text = f"reload refused, {gateway.policy.name} stays as it was: {error}"
         print(f"purple: {text}", file=sys.stderr, flush=True)
         gateway.note(Reason.RELOAD_REFUSED, gateway.policy, text)
+        roster.reload_refused = str(error)
         return
+    roster.reload_refused = ""
     if done:
         print(f"purple: {done}", file=sys.stderr, flush=True)
         gateway.note(Reason.COMPLETED, gateway.policy, done)

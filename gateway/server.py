@@ -211,7 +211,7 @@ async def serve_tools(
                 stamps = [one.stamp() for one in (source, *behind.sources())]
                 return stamps, config and _stat(config)
 
-            await stack.enter_async_context(reloading(gateway, stamp, reload))
+            await stack.enter_async_context(reloading(gateway, roster, stamp, reload))
         if http is None:
             await serve_stdio(handler)
         else:
@@ -339,7 +339,7 @@ async def serve_wrapped(
             return f"reloaded: {new.name} is at version {new.digest[:12]}"
 
         if source is not None:
-            await stack.enter_async_context(reloading(gateway, source.stamp, reload))
+            await stack.enter_async_context(reloading(gateway, roster, source.stamp, reload))
         if http is None:
             await serve_stdio(single)
         else:

@@ -19,7 +19,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show them; 1 when a server waits to be started again."""
+    """Show them; 1 when a server waits to be started again or a changed policy was refused."""
     from ..approvals.channel import ChannelError, statuses
     from . import fail
 
@@ -31,12 +31,18 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(status) if args.json else _shown(status))
     if not found and not args.json:
         print("no gateway is running")
-    servers = [server for status in found for server in status["servers"]]
-    return 1 if any(server["state"] == "waiting" for server in servers) else 0
+    return 1 if any(map(_ails, found)) else 0
+
+
+def _ails(status: dict[str, Any]) -> bool:
+    waits = any(server["state"] == "waiting" for server in status["servers"])
+    return waits or bool(status["reload_refused"])
 
 
 def _shown(status: dict[str, Any]) -> str:
     lines = [f"{status['pid']:>7}  {status['gateway']}, up {_time(status['uptime_seconds'])}"]
+    if refused := status["reload_refused"]:
+        lines.append(f"         policy file refused, the old one is in force: {refused}")
     for server in status["servers"]:
         line = (
             f"         {server['server']:<20} {server['state']:<11} {_time(server['seconds']):>8}"

@@ -52,24 +52,29 @@ class Roster:
 
     Args:
         gateway: What the gateway serves, for a person.
+
+    Attributes:
+        reload_refused: Why the policy in force is not what its file says now; "" when it is.
     """
 
     def __init__(self, gateway: str) -> None:
         self._gateway = gateway
         self._servers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._started = time.monotonic()
+        self.reload_refused = ""
 
     def add(self, server: Watched) -> None:
         """Watch a server from now on."""
         self._servers.add(server)
 
     def status(self) -> dict[str, Any]:
-        """`{gateway, uptime_seconds, servers: [{server, client, state, seconds, …}]}`, as JSON."""
+        """As JSON: `{gateway, uptime_seconds, reload_refused, servers: [{server, client, state, …}]}`."""
         now = time.monotonic()
         servers: list[Watched] = sorted(self._servers, key=lambda s: (s.name, s.health.since))
         return {
             "gateway": self._gateway,
             "uptime_seconds": round(now - self._started, 1),
+            "reload_refused": self.reload_refused,
             "servers": [
                 {
                     "server": s.name, "client": s.whose(), "state": s.health.state,

@@ -19,6 +19,7 @@ from purplebox import Gateway
 from purplebox.gateway.approvals import Approvals, Board
 from purplebox.gateway.audit import verify
 from purplebox.gateway.audit.log import entries
+from purplebox.gateway.cli import main
 from purplebox.gateway.reasons import Reason
 from purplebox.isolation import SetupError
 from purplebox.policies import Policy, PolicySource, load_policy
@@ -78,7 +79,7 @@ async def call(wire: Any, tool: str, **arguments: Any) -> str:
     return "refused" if answer["result"].get("isError") else "ran"
 
 
-async def becomes(wanted: str, ask: Callable[[], Any]) -> None:
+async def becomes(wanted: object, ask: Callable[[], Any]) -> None:
     async with asyncio.timeout(30):
         while await ask() != wanted:
             await asyncio.sleep(0.05)
@@ -99,8 +100,13 @@ def reloads(log: Path) -> list[dict[str, Any]]:
 
 
 def test_a_changed_policy_is_in_force_and_a_broken_one_is_not(
-    workspace: Path, private_home: Path, wire_type: Any
+    workspace: Path,
+    private_home: Path,
+    wire_type: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(private_home))
     path = workspace.parent / "mine.yaml"
     path.write_text(profile("shell"))
     log = private_home / "state" / "purple" / "audit.jsonl"
@@ -113,6 +119,9 @@ def test_a_changed_policy_is_in_force_and_a_broken_one_is_not(
 
             async def shell() -> str:
                 return await call(wire, "shell", command="true")
+
+            async def ps() -> int:
+                return await asyncio.to_thread(main, ["ps"])
 
             assert await shell() == "refused"
             replaced(path, profile("delete"))
@@ -127,8 +136,11 @@ def test_a_changed_policy_is_in_force_and_a_broken_one_is_not(
                 replaced(path, text)
                 await said(gateway, "reload refused")
                 assert await shell() == "ran", words
+                await becomes(1, ps)  # it is said for as long as it holds
+                assert "the old one is in force" in capsys.readouterr().out
             replaced(path, profile("shell"))
             await becomes("refused", shell)
+            await becomes(0, ps)
             path.unlink()
             await said(gateway, "cannot be read")
             assert await shell() == "refused"
