@@ -18,6 +18,7 @@ from purplebox.isolation import (
     Result,
     SetupError,
 )
+from purplebox.isolation.plan import ETC
 from purplebox.policies import Policy, load_policy
 
 T = TypeVar("T")
@@ -91,6 +92,16 @@ def test_system_is_read_only_and_the_workspace_is_not(workspace: Path) -> None:
         error = shell(workspace, f"echo x > {place}").stderr.decode()
         assert "Read-only file system" in error or "Permission denied" in error, place
     assert shell(workspace, "echo x > here && echo x > /tmp/there").exit_code == 0
+
+
+def test_files_of_etc_are_the_hosts_and_its_secrets_are_not_there(workspace: Path) -> None:
+    files = [f"/etc/{name}" for name in ETC if os.path.isfile(f"/etc/{name}")]
+    written = shell(workspace, f"cat {' '.join(files)}").stdout
+    assert written == b"".join(Path(file).read_bytes() for file in files)
+    # Copies belong to whom the view was built by: what makes them read-only is not their mode alone.
+    error = shell(workspace, "chmod u+w /etc/passwd; echo x > /etc/passwd").stderr
+    assert error.count(b"Read-only file system") + error.count(b"Permission denied") == 2
+    assert b"No such file or directory" in shell(workspace, "cat /etc/shadow").stderr
 
 
 def test_protected_paths_are_read_only_at_run_time(workspace: Path) -> None:
