@@ -31,6 +31,7 @@ from .wire import agreement, jsonrpc
 from .wire.agreement import Annotation
 from .wire.client import ANYBODY, CAPABILITIES, HANDSHAKE_VERSIONS, MODERN_VERSIONS, VERSION
 from .wire.jsonrpc import Message, is_object, list_of, object_of
+from .wire.rate import MAX_FRAMES_A_SECOND, Rate
 from .wire.session import Handler, Session
 
 PATH = "/mcp"
@@ -113,18 +114,20 @@ class HttpServer:
             principal; empty asks for none, and all clients are one principal.
         stream_seconds: After that the stream of a POST is ended, if its client can resume it by GET
             (2025-11-25, "polling"): what stands between them may not hold a request so long.
+        frames_a_second: That a principal may send; what is too much is answered 429.
     """
 
     def __init__(
         self, handler: Callable[[Session], Handler], hosts: set[str],
-        tokens: Mapping[str, str], *,
-        stream_seconds: float,
+        tokens: Mapping[str, str], *, stream_seconds: float,
+        frames_a_second: float = MAX_FRAMES_A_SECOND,
     ) -> None:  # fmt: skip
         self._handler, self._hosts = handler, hosts
         self._principals = {hashlib.sha256(t.encode()).digest(): n for n, t in tokens.items()}
-        self._stream_seconds = stream_seconds
+        self._stream_seconds, self._frames_a_second = stream_seconds, frames_a_second
         self._legacy: dict[str, _Legacy] = {}
         self._modern: dict[str, _Modern] = {}
+        self._rates: dict[str, Rate] = {}  # by principal: more sessions are not more frames
 
     async def aclose(self) -> None:
         """End every session."""
@@ -191,12 +194,19 @@ class HttpServer:
             raise Refused(406, jsonrpc.INVALID_REQUEST, text)
         if (_header(scope, "content-type") or "").partition(";")[0].strip() != "application/json":
             raise Refused(415, jsonrpc.INVALID_REQUEST, "Content-Type must be application/json")
+        body = await body_of(receive)
+        rate = self._rates.get(principal)
+        if rate is None:
+            rate = self._rates[principal] = Rate(self._frames_a_second)
+        too_fast = not rate.take()
         try:
-            message = jsonrpc.decode(await body_of(receive), strict=True)
+            message = jsonrpc.decode(body, strict=True)
         except jsonrpc.FrameError as problem:
             await respond(send, 400, jsonrpc.encode(problem.answers[0]))
             return
         assert jsonrpc.is_object(message)
+        if too_fast and rate.concerns(message):
+            raise Refused.by(429, jsonrpc.error(message.get("id"), rate.refusal().error))
         named = _header(scope, "mcp-protocol-version")
         inside = VERSION in object_of(object_of(message.get("params")).get("_meta"))
         if inside or named in MODERN_VERSIONS:

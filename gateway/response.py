@@ -15,6 +15,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+BODY_SECONDS = 60.0
 PING_SECONDS = 15.0
 # 2026-07-28, "Streamable HTTP": errors of the protocol have a status of their own.
 _STATUS = {
@@ -147,7 +148,16 @@ async def hung_up(receive: Receive) -> None:
 
 
 async def body_of(receive: Receive) -> bytes:
-    """The whole body. Raises `Refused`: cut, or over the limit of a frame."""
+    """The whole body. Raises `Refused`: cut, too slow, or over the limit of a frame."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _body_of(receive)
+    except TimeoutError:
+        text = f"The body did not come within {BODY_SECONDS:g} s"
+        raise Refused(408, jsonrpc.INVALID_REQUEST, text) from None
+
+
+async def _body_of(receive: Receive) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:

@@ -31,6 +31,7 @@ from .wire.builtin import BuiltIns
 from .wire.health import Roster
 from .wire.jsonrpc import Message
 from .wire.process import Launcher, sandboxed
+from .wire.rate import MAX_FRAMES_A_SECOND, Rate
 from .wire.router import Single
 from .wire.session import Handler, Session
 from .wire.stdio import Pipe
@@ -47,12 +48,14 @@ class Listen:
         host, port: Port 0 takes a free one.
         tokens: The bearer token of each client, by the client's name; empty asks for none.
         stream_seconds: After that an event stream ends, and a client that can comes back to it.
+        frames_a_second: That each client may send.
     """
 
     host: str
     port: int
     tokens: Mapping[str, str] = field(default_factory=dict[str, str])
     stream_seconds: float = 300.0
+    frames_a_second: float = MAX_FRAMES_A_SECOND
 
 
 class _PipeSink:
@@ -71,12 +74,12 @@ class _PipeSink:
 
 async def serve_pipe(
     handler: Callable[[Session], Handler], reader: int, writer: int,
-    stop: asyncio.Event | None = None,
+    stop: asyncio.Event | None = None, frames_a_second: float = MAX_FRAMES_A_SECOND,
 ) -> None:  # fmt: skip
     """Serve one client on a pair of descriptors until it closes its end, or `stop` is set."""
     stop = stop or asyncio.Event()
     sink = _PipeSink()
-    session = Session(handler, sink)
+    session = Session(handler, sink, rate=Rate(frames_a_second))
 
     def oversize(head: bytes) -> None:
         text = f"Invalid request: over {jsonrpc.MAX_FRAME_BYTES >> 20} MiB"
@@ -139,7 +142,10 @@ async def serve_http(
     number = listener.getsockname()[1]
     names = {host if ":" not in host else f"[{host}]", "127.0.0.1", "localhost", "[::1]"}
     hosts = {f"{name}:{number}" for name in names}
-    application = HttpServer(handler, hosts, listen.tokens, stream_seconds=listen.stream_seconds)
+    application = HttpServer(
+        handler, hosts, listen.tokens, stream_seconds=listen.stream_seconds,
+        frames_a_second=listen.frames_a_second,
+    )  # fmt: skip
     config = uvicorn.Config(
         Callbacks(application, approvals) if approvals is not None else application,
         log_level="error", lifespan="off", ws="none", access_log=False,

@@ -24,6 +24,7 @@ from . import jsonrpc, seal, tracing
 from .asks import Asks
 from .client import MODERN_VERSIONS, VERSION, Client, envelope
 from .jsonrpc import Id, Message, RpcError, object_of
+from .rate import Rate
 
 MAX_IN_FLIGHT = 1024
 ASK_SECONDS = 300.0  # a person may have to answer; a client without a stream never will
@@ -154,14 +155,17 @@ class Session:
         handler: Serves it; made for it alone.
         sink: Where messages go that belong to no request; None where there is no such place.
         principal: Who the client is to the transport.
+        rate: How many frames it may send on a duplex transport; over HTTP requests are counted there.
     """
 
     def __init__(
-        self, handler: Callable[[Session], Handler], sink: Sink | None, *, principal: str = ""
-    ) -> None:
+        self, handler: Callable[[Session], Handler], sink: Sink | None, *, principal: str = "",
+        rate: Rate | None = None,
+    ) -> None:  # fmt: skip
         self.id = uuid.uuid4().hex
         self.principal = principal
         self.sink = sink
+        self._rate = rate or Rate()
         self.client: Client | None = None
         self.has_streams = False  # HTTP: each request has a stream of its own
         self.negotiated = ""
@@ -176,7 +180,14 @@ class Session:
     # What comes from the client.
 
     def receive_frame(self, frame: bytes, sink: Sink) -> None:
-        """Take one frame from a duplex transport."""
+        """Take one frame from a duplex transport.
+
+        Of those that come too fast, requests and what cannot be read are answered `OVERLOADED`;
+        notifications are left out, but for cancellations, and answers are taken: somebody waits.
+        """
+        if not self._rate.take():
+            self._too_fast(frame, sink)
+            return
         try:
             message = jsonrpc.decode(frame, batches=self.negotiated == "2025-03-26", strict=True)
         except jsonrpc.FrameError as problem:
@@ -185,6 +196,20 @@ class Session:
             return
         for one in message if isinstance(message, list) else (message,):
             self.receive(one, sink)
+
+    def _too_fast(self, frame: bytes, sink: Sink) -> None:
+        refusal = self._rate.refusal().error
+        try:
+            message = jsonrpc.decode(frame, strict=True)
+        except jsonrpc.FrameError as problem:
+            for id in problem.ids:
+                self.send(jsonrpc.error(id, refusal), sink)
+            return
+        assert jsonrpc.is_object(message)
+        if not self._rate.concerns(message):
+            self.receive(message, sink)
+        elif "id" in message:
+            self.send(jsonrpc.error(message["id"], refusal), sink)
 
     def receive(self, message: Message, sink: Sink, *, stateless: bool = False) -> Exchange | None:
         """Take one message; returns the exchange where it is a request that is being served.

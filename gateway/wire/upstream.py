@@ -39,6 +39,7 @@ REQUEST_SECONDS = 600.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 _MOST_QUEUED_BYTES = 256 << 20
 _MOST_ROUNDS = 10
+_MOST_ASKED = 256  # of a server's requests at once
 
 
 class Upstream:
@@ -471,6 +472,12 @@ class Upstream:
         if method is None:
             self._asks.settle(message)
         elif "id" in message:
+            if len(self._asked) >= _MOST_ASKED:
+                text = f"Over {_MOST_ASKED} requests to the client wait"
+                refusal = {"code": jsonrpc.OVERLOADED, "message": text}
+                with contextlib.suppress(RpcError):
+                    self._send(jsonrpc.error(message["id"], refusal))
+                return
             reasons: list[Message] = []
             task = self._task(self._questioned(message, reasons, related), "question")
             self._asked[message["id"]] = task, reasons

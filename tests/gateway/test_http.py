@@ -75,10 +75,13 @@ class Served:
 @contextlib.asynccontextmanager
 async def served(
     tokens: Mapping[str, str] | None = None, backend: Callable[[], Any] = Served,
-    stream_seconds: float = 300.0,
+    stream_seconds: float = 300.0, frames_a_second: float = 20_000,
 ) -> AsyncGenerator[str]:  # fmt: skip
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    listen = Listen(host="127.0.0.1", port=0, tokens=tokens or {}, stream_seconds=stream_seconds)
+    listen = Listen(
+        host="127.0.0.1", port=0, tokens=tokens or {}, stream_seconds=stream_seconds,
+        frames_a_second=frames_a_second,
+    )  # fmt: skip
     task = asyncio.create_task(serve_http(lambda _: Single(backend()), listen, port.set_result))
     try:
         yield f"http://127.0.0.1:{await port}/mcp"
@@ -314,5 +317,45 @@ def test_each_client_has_its_own_token_and_nothing_of_another() -> None:
             assert (await http.delete(url, headers=stolen)).status_code == 404
             bare = {k: v for k, v in mine.items() if k != "authorization"}
             assert (await http.post(url, json=rpc("ping"), headers=bare)).status_code == 401
+
+    asyncio.run(go())
+
+
+def test_a_client_that_sends_too_fast_is_told_so_and_the_others_are_not() -> None:
+    async def go() -> None:
+        tokens = {"a": "token-of-a", "b": "token-of-b"}
+        slow: Any = served(tokens, frames_a_second=2)
+        async with slow as url, httpx2.AsyncClient() as http:
+
+            async def post(token: str, message: Any) -> Any:
+                headers = {**MODERN, "mcp-method": "tools/call", "mcp-name": "x",
+                           "authorization": f"Bearer token-of-{token}"}  # fmt: skip
+                return await http.post(url, json=message, headers=headers)
+
+            call = rpc("tools/call", {"name": "x", "_meta": ENVELOPE}, id=7)
+            answers = [await post("a", call) for _ in range(4)]
+            assert answers[0].status_code == 200
+            refused = next(a for a in answers if a.status_code == 429).json()
+            assert (refused["id"], refused["error"]["code"]) == (7, -32053)
+            assert refused["error"]["data"]["retryAfterMs"] >= 1
+            assert (await post("b", call)).status_code == 200
+
+    asyncio.run(go())
+
+
+def test_a_body_that_does_not_come_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("purplebox.gateway.response.BODY_SECONDS", 0.1)
+
+    async def go() -> None:
+        async with served() as url:
+            host, _, port = url.removesuffix("/mcp").removeprefix("http://").partition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            head = f"POST /mcp HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-length: 9\r\n" + "".join(
+                f"{name}: {value}\r\n" for name, value in
+                {"content-type": "application/json", **ACCEPT}.items() if name != "content-type"
+            )  # fmt: skip
+            writer.write(f"{head}content-type: application/json\r\n\r\n[".encode())
+            assert (await reader.readline()).split()[1] == b"408"
+            writer.close()
 
     asyncio.run(go())

@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from purplebox.gateway.wire import jsonrpc
 from purplebox.gateway.wire.builtin import described
 from purplebox.gateway.wire.jsonrpc import MAX_FRAME_BYTES, RpcError
+from purplebox.gateway.wire.rate import Rate
 from purplebox.gateway.wire.router import Single
 from purplebox.gateway.wire.session import Exchange, Session
 from purplebox.gateway.wire.stdio import Pipe
@@ -272,5 +274,47 @@ def test_a_pipe_carries_fifty_megabytes_and_does_not_pile_up_behind_a_stopped_re
         assert left.buffered_bytes == 0
         await left.aclose()
         await right.aclose()
+
+    asyncio.run(go())
+
+
+def test_what_comes_too_fast_is_refused_and_nobody_is_left_waiting() -> None:
+    class Here:
+        buffered_bytes = 0
+
+        def __init__(self) -> None:
+            self.got: list[Any] = []
+
+        def send(self, message: Any) -> None:
+            self.got.append(message)
+
+    async def go() -> None:
+        now, sink, backend = 0.0, Here(), Scripted()
+        session = Session(serve(backend), sink, rate=Rate(4, clock=lambda: now))
+
+        def send(**message: Any) -> None:
+            session.receive_frame(jsonrpc.encode({"jsonrpc": "2.0", **message}), sink)
+
+        hello: Any = {"protocolVersion": "2025-11-25", "capabilities": {"roots": {}}}
+        send(id=1, method="initialize", params=hello)
+        await session.finish(1)
+        asked = asyncio.create_task(session.ask("roots/list", None, None))
+        await asyncio.sleep(0)
+        id = sink.got[-1]["id"]
+        for n in range(3):
+            send(method="notifications/one", params={"n": n})
+        send(id=5, method="echo")  # the fifth
+        session.receive_frame(b'{"jsonrpc":"2.0","id":6,"method":', sink)
+        send(method="notifications/two")
+        codes = {m["id"]: m["error"]["code"] for m in sink.got if "error" in m}
+        assert codes == {5: -32053, 6: -32053}
+        assert sink.got[-1]["error"]["data"] == {"retryAfterMs": 250}
+        send(id=id, result={"roots": []})  # an answer is waited for
+        assert await asked == {"roots": []}
+        assert [name for name, _ in backend.notes] == ["notifications/one"] * 3
+        now = 0.26
+        send(method="notifications/three")
+        assert backend.notes[-1][0] == "notifications/three"
+        await session.aclose()
 
     asyncio.run(go())
