@@ -102,6 +102,11 @@ class Guard:
             directory = waiting.pop()
             try:
                 entries = list(os.scandir(directory))
+            except PermissionError:
+                # A command may close what it may open again: what is in it is not known, so all is.
+                hide += [directory] if self._hide.globs else []
+                protect += [directory] if self._protect.globs else []
+                continue
             except OSError:
                 continue
             for entry in entries:
@@ -152,17 +157,34 @@ class _Patterns:
                         links.append((path, os.readlink(path)))
                     else:
                         found.append(path)
+                except PermissionError:  # as in `_walk`
+                    found.append(_closed(root, name))
                 except OSError:
                     continue
         return found, links
 
 
 def _is_there(path: str) -> bool:
+    """Whether there is something, or it cannot be told."""
     try:
         os.lstat(path)
+    except PermissionError:
+        return True
     except OSError:
         return False
     return True
+
+
+def _closed(root: str, name: str) -> str:
+    """The directory on the way to `name` below `root` that does not let its contents be looked at."""
+    path = root
+    for part in name.split("/"):
+        try:
+            os.lstat(f"{path}/{part}")
+        except OSError:
+            break
+        path = f"{path}/{part}"
+    return path
 
 
 def _is_glob(pattern: str) -> bool:
@@ -177,7 +199,7 @@ def _quarantine(root: str, name: str) -> str | None:
         *parts, last = name.split("/")
         for part in parts:
             try:
-                mode = os.lstat(part, dir_fd=parent).st_mode
+                mode = _look(part, parent).st_mode
             except OSError:
                 return None
             if stat.S_ISLNK(mode):
@@ -194,7 +216,7 @@ def _quarantine(root: str, name: str) -> str | None:
             parent = below
             done.append(part)
         try:
-            os.lstat(last, dir_fd=parent)
+            _look(last, parent)
         except OSError:
             return None
         number = 1
@@ -205,6 +227,15 @@ def _quarantine(root: str, name: str) -> str | None:
         return f"{'/'.join([*done, last])} was moved to {'/'.join([*done, aside])}"
     finally:
         os.close(parent)
+
+
+def _look(name: str, directory: int) -> os.stat_result:
+    """lstat(2) of what is in a directory of ours, which a command may have closed."""
+    try:
+        return os.lstat(name, dir_fd=directory)
+    except PermissionError:
+        os.chmod(f"/proc/self/fd/{directory}", 0o700)  # fchmod(2) refuses O_PATH
+        return os.lstat(name, dir_fd=directory)
 
 
 def _exists(name: str, directory: int) -> bool:

@@ -345,6 +345,8 @@ def _protect(workspace: str, paths: Iterable[str]) -> None:
     present = [path for path in paths if os.path.lexists(path)]
     parents: set[str] = set()
     for path in present:
+        if path == workspace:
+            continue
         while (path := os.path.dirname(path)) != workspace:
             parents.add(path)
     # A directory that holds a mount can be renamed, but no mount can: EBUSY, rename(2). So the way

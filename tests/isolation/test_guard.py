@@ -114,3 +114,35 @@ def test_too_many_matches_say_what_to_do(workspace: Path) -> None:
         (workspace / f"{index}.key").write_text("")
     with pytest.raises(ValueError, match="name their directory instead"):
         Guard(str(workspace), ["*.key"], []).look()
+
+
+CLOSE = "chmod 000 .git sub; true"
+REOPEN = "chmod 755 .git sub; echo x >> .git/config; cat sub/.env"
+
+
+def test_what_a_command_closes_is_held_as_a_whole(workspace: Path) -> None:
+    """Nobody outside can look into it any more, and the next command could open it again."""
+    (workspace / ".git").mkdir()
+    (workspace / "sub").mkdir()
+    (workspace / ".git/config").write_text("[core]\n")
+    (workspace / "sub/.env").write_text("s3cret")
+    held = with_files(hide=("**/.env",))
+    shell(workspace, CLOSE, held)
+    result = shell(workspace, REOPEN, held)
+    (workspace / ".git").chmod(0o755)
+    (workspace / "sub").chmod(0o755)
+    assert (workspace / ".git/config").read_text() == "[core]\n"
+    assert b"s3cret" not in result.stdout
+    shell(workspace, CLOSE, UNPROTECTED)  # the control
+    assert b"s3cret" in shell(workspace, REOPEN, UNPROTECTED).stdout
+    assert (workspace / ".git/config").read_text() == "[core]\nx\n"
+
+
+@pytest.mark.parametrize("closed", ["chmod 000 .git", "chmod 000 ."])
+def test_what_is_made_in_a_directory_that_is_then_closed_is_moved_aside(
+    workspace: Path, closed: str
+) -> None:
+    result = shell(workspace, f"mkdir -p .git/hooks; echo x > .git/hooks/pre-commit; {closed}")
+    workspace.chmod(0o700)
+    assert result.moved_aside == (".git/hooks was moved to .git/hooks.purple-quarantine-1",)
+    assert not (workspace / ".git/hooks").exists()
