@@ -4,7 +4,8 @@ Theory of operation
     A listing passes through `listed`, which compares each item and leaves out what is withheld. A
     call needs the definition that the server has *now*: when nothing has been listed since the
     server started or said that its list has changed, the watch lists for itself first. What was seen
-    is compared with the file at each call, so that what a person accepts is there at once.
+    is compared with the file at each call, so that what a person accepts is there at once; and as long
+    as something is left out of the lists, `accepted` tells which of them have more to show.
     The first listing of a kind, over all of its pages, is the first sight that a policy may trust.
 """
 
@@ -60,6 +61,7 @@ class Watch:
         self._seen: dict[str, dict[str, Any]] = {}
         self._whole: set[str] = set()
         self._first: set[str] = set()
+        self._left_out: dict[str, set[str]] = {}  # kind → what the last listing did not show
 
     async def started(self) -> None:
         """Say that the server is about to be started. Raises `Withheld`: it must not be."""
@@ -133,11 +135,32 @@ class Watch:
         # Of two with one name in a page, neither is what was compared.
         twice = {name for name in found if sum(name == other for other, _ in named) > 1}
         withheld |= twice
+        self._left_out[kind] = withheld | (self._left_out.get(kind, set()) if cursor else set())
         for name in withheld:
             spans.event("purple.pin.withheld", {"purple.pin.kind": kind, "purple.pin.name": name})
         if not withheld:
             return result
         return {**result, member: [item for name, item in named if name not in withheld]}
+
+    @property
+    def withholds(self) -> bool:
+        """Whether a listing has left something out since."""
+        return any(self._left_out.values())
+
+    def accepted(self) -> list[str]:
+        """The `list_changed` notifications that are due: of what was left out, some would be shown now."""
+        due: list[str] = []
+        for method, kinds in _CHANGED.items():
+            for kind in kinds:
+                left_out, seen = self._left_out.get(kind, set()), self._seen.get(kind, {})
+                try:
+                    still = self._pins.withheld(kind, {n: seen[n] for n in left_out if n in seen})
+                except PinError:
+                    continue  # all of it is withheld
+                if still < left_out & seen.keys():
+                    self._left_out[kind] = still
+                    due.append(method)
+        return list(dict.fromkeys(due))
 
     async def problem(self, method: str, params: Message | None, ask: List) -> Refusal | None:
         """Why a call of one of the server's tools, prompts or resources is refused; None: it is not.

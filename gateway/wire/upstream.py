@@ -40,6 +40,7 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 _MOST_QUEUED_BYTES = 256 << 20
 _MOST_ROUNDS = 10
 _MOST_ASKED = 256  # of a server's requests at once
+_LOOK_SECONDS = 1.0  # between looks at the pins, while some are withheld
 
 
 class Upstream:
@@ -76,7 +77,7 @@ class Upstream:
         self._opening: asyncio.Task[None] | None = None
         self.health = Health()
         self._not_before = 0.0
-        self._paused = False
+        self._paused = self._looks = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def whose(self) -> str:
@@ -167,9 +168,34 @@ class Upstream:
             return result
         cursor: Any = (params or {}).get("cursor")
         try:
-            return self._watch.listed(method, cursor, result)
+            listed = self._watch.listed(method, cursor, result)
         except Withheld as problem:
             raise RpcError(jsonrpc.REFUSED, str(problem)) from None
+        if self._watch.withholds and not self._looks:
+            self._looks = True
+            self._task(self._look_for_acceptance(self._watch), "pins")
+        return listed
+
+    async def _look_for_acceptance(self, watch: Watch) -> None:
+        """Tell the client when a person has accepted what a list left out."""
+        try:
+            while watch.withholds:
+                await asyncio.sleep(_LOOK_SECONDS)
+                for method in watch.accepted():
+                    self._announce(method)
+        finally:
+            self._looks = False
+
+    def _announce(self, method: str) -> None:
+        """Send the client a notification of the gateway's own, if it has asked for such."""
+        client = self._session.client
+        if client is not None and client.era == "legacy":
+            self._session.send(jsonrpc.notification(method, None), self._stream(None))
+            return
+        for exchange, filters in list(self._listeners.values()):
+            if eras.heard(filters, method, None):
+                meta = {SUBSCRIPTION: exchange.id}
+                exchange.emit(jsonrpc.notification(method, {"_meta": meta}))
 
     async def _page(self, exchange: Exchange, method: str, cursor: str | None) -> Message | None:
         """A page of a list that the gateway itself wants to see."""
@@ -225,7 +251,7 @@ class Upstream:
             self._by_id[id] = exchange
             if method == "subscriptions/listen":
                 listening.append(id)
-                self._listeners[id] = exchange, {}
+                self._listeners[id] = exchange, object_of((params or {}).get("notifications"))
 
         try:
             with tracing.asking(method, params) as traced:

@@ -194,10 +194,44 @@ def test_a_change_in_mid_session_is_seen_and_an_acceptance_works_at_once(place: 
         place.store.update(accept)
         assert await call(wire, "add") == "ran"
         assert await call(wire, "other") == "refused"
+        await wire.until(is_list_changed)  # the server has said nothing: a person has
         assert await tools(wire) == ["switch", "add"]
 
     place.says(SWITCH, ADD)
     place.run(body)
+
+
+def test_a_modern_client_that_listens_hears_of_an_acceptance(place: Place) -> None:
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "c", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+
+    async def names(wire: Any) -> list[str]:
+        found = (await wire.ask("tools/list", {"_meta": meta}))["result"]["tools"]
+        return [tool["name"] for tool in found]
+
+    async def first(wire: Any) -> None:
+        assert await names(wire) == ["add"]
+
+    async def second(wire: Any) -> None:
+        listen = {"_meta": meta, "notifications": {"toolsListChanged": True}}
+        wire.send({"jsonrpc": "2.0", "id": "L", "method": "subscriptions/listen", "params": listen})
+        assert await names(wire) == []
+
+        def accept(servers: Any) -> None:
+            servers["k"].accepted["tools"]["add"] = servers["k"].pending["tools"].pop("add")
+
+        place.store.update(accept)
+        said = await wire.until(is_list_changed)
+        assert said["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"] == "L"
+        assert await names(wire) == ["add"]
+
+    place.says(ADD)
+    place.run(first)
+    place.says(POISONED)
+    place.run(second)
 
 
 @pytest.mark.parametrize(
