@@ -245,13 +245,14 @@ class Cgroup:
         return [event, control]
 
     def open_procs(self) -> list[int]:
-        """Descriptors to which a pid is written to move a process in; its children follow.
+        """Descriptors to which a process writes "0" to move itself in; its children follow.
 
-        Who writes needs no right of its own: the kernel looks at who opened. cgroups(7).
+        Who writes needs no right of its own: the kernel looks at who opened. cgroups(7). Of v1 it is
+        the file for one thread, because a thread that moves itself has to wait for nobody.
         """
+        name = "cgroup.procs" if self.version == 2 else "tasks"
         return [
-            os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-            for path in self.paths.values()
+            os.open(f"{path}/{name}", os.O_WRONLY | os.O_CLOEXEC) for path in self.paths.values()
         ]
 
     def reset(self) -> bool:

@@ -13,9 +13,11 @@ import socket
 from collections.abc import Sequence
 
 from . import capabilities, landlock, libc, pid1
+from .cgroup import MAX_FILES
 from .netns import loopback_up
 from .plan import HOME, PRIVATE, Plan
 
+FIRST_FREE = pid1.GROUPS + MAX_FILES
 _SIGNALS = [int(number) for number in signal.valid_signals()]
 
 
@@ -74,47 +76,51 @@ def create_ruleset(plan: Plan) -> int | None:
 
 
 def start_pid_1(
-    plan: Plan, fds: Sequence[int | str], ruleset: int | None, bpf: int, *, counted: bool
+    plan: Plan, fds: Sequence[int | str], ruleset: int | None, bpf: int, groups: Sequence[int]
 ) -> int:
     """Start pid 1 of the namespaces entered last, in the command's working directory.
 
     Args:
         plan: The policy's.
         fds: The command's stdin, stdout, stderr, each a descriptor or a path to open, and pid 1's
-            socket to the gateway. Descriptors are above pid1.FILTER.
+            socket to the gateway.
         ruleset: From `create_ruleset`.
-        bpf: A file that holds the seccomp filter; above pid1.FILTER.
-        counted: Whether it gets a user namespace of its own, for RLIMIT_NPROC counts processes per
-            user namespace and id since Linux 5.14, and one sandbox's must not be another's.
+        bpf: A file that holds the seccomp filter.
+        groups: From `Cgroup.open_procs`; empty where there is no cgroup. Then it gets a user
+            namespace of its own, for RLIMIT_NPROC counts processes per user namespace and id since
+            Linux 5.14, and one sandbox's must not be another's.
 
     Returns:
         Its pid, in the zygote's namespace.
+
+    Descriptors are above all those that pid 1 gets: `FIRST_FREE`.
     """
     os.chdir(plan.workspace or HOME)
     program = os.path.exists(pid1.PATH)
-    if counted or not program:
-        return _fork_pid_1(plan, fds, [ruleset, bpf], counted=counted, program=program)
+    if not groups or not program:
+        return _fork_pid_1(plan, fds, [ruleset, bpf, *groups], program=program)
     actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]] = []
-    for target, source in enumerate([*fds, ruleset, bpf]):
+    for target, source in enumerate([*fds, ruleset, bpf, *groups]):
         if isinstance(source, int):
             actions.append((os.POSIX_SPAWN_DUP2, source, target))
         elif source is not None:
             actions.append((os.POSIX_SPAWN_OPEN, target, source, os.O_RDWR | os.O_NOCTTY, 0))
     # Whatever Python ignores or handles goes back to the default; nothing stays blocked.
     return os.posix_spawn(
-        pid1.PATH, _argv(ruleset), {}, file_actions=actions, setsigdef=_SIGNALS, setsigmask=[]
-    )
+        pid1.PATH, _argv(ruleset, len(groups)), {}, file_actions=actions, setsigdef=_SIGNALS,
+        setsigmask=[],
+    )  # fmt: skip
 
 
-def _argv(ruleset: int | None) -> list[str]:
-    """Its count of arguments says whether there is a ruleset."""
-    return ["init"] if ruleset is not None else ["init", "no-landlock"]
+def _argv(ruleset: int | None, groups: int) -> list[str]:
+    """Its name says whether there is a ruleset; the count of its arguments, how many cgroups."""
+    return ["init" if ruleset is not None else "no-landlock", *(["cgroup"] * groups)]
 
 
 def _fork_pid_1(
-    plan: Plan, fds: Sequence[int | str], closed_by: Sequence[int | None], *,
-    counted: bool, program: bool,
-) -> int:  # fmt: skip
+    plan: Plan, fds: Sequence[int | str], closed_by: Sequence[int | None], *, program: bool
+) -> int:
+    ruleset, _, *groups = closed_by
     reader, writer = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid:
@@ -124,7 +130,7 @@ def _fork_pid_1(
         os.close(reader)
         return pid
     try:
-        if counted:
+        if not groups:
             ids = os.geteuid(), os.getegid()
             libc.unshare(libc.CLONE_NEWUSER)
             write_id_maps(*ids, *ids)
@@ -138,10 +144,11 @@ def _fork_pid_1(
                     source if isinstance(source, int) else os.open(source, os.O_RDWR | os.O_NOCTTY)
                 )
                 os.dup2(opened, target)
-        os.closerange(pid1.FILTER + 1, os.sysconf("SC_OPEN_MAX"))
+        os.closerange(pid1.GROUPS + len(groups), os.sysconf("SC_OPEN_MAX"))
         if program:
-            os.execve(pid1.PATH, _argv(closed_by[0]), {})
-        pid1.serve(plan.bpf, restricted=closed_by[0] is not None)
+            os.execve(pid1.PATH, _argv(ruleset, len(groups)), {})
+        os.close(pid1.FILTER)
+        pid1.serve(plan.bpf, restricted=ruleset is not None, groups=len(groups))
     finally:
         os._exit(1)
 

@@ -2,7 +2,10 @@
 
 Theory of operation
     The zygote spawns it in the sandbox's namespaces, with the command's stdin, stdout and stderr as
-    0, 1 and 2, a socket to the gateway as 3, a Landlock ruleset as 4 and the seccomp filter as 5.
+    0, 1 and 2, a socket to the gateway as 3, a Landlock ruleset as 4, the seccomp filter as 5, and
+    from 6 on the files by which it moves itself into its cgroup, the first thing that it does. (To
+    move another process the kernel waits until all processors have taken notice, some ten
+    milliseconds on a quiet machine: cgroup_procs_write_start() in kernel/cgroup/cgroup.c.)
     The execve(2) that starts it has taken its capabilities: the zygote has an empty bounding set,
     no_new_privs, and an id that is not root's in its user namespace. It makes itself unreadable to
     what will run beside it, restricts itself by ruleset and filter, and reads its order: what
@@ -31,7 +34,7 @@ from typing import Any, NoReturn
 from . import capabilities, landlock, libc
 from .rlimits import rusage
 
-CONTROL, RULESET, FILTER = 3, 4, 5
+CONTROL, RULESET, FILTER, GROUPS = 3, 4, 5, 6
 PATH = "/run/purple/init"  # in the view
 TERMINAL = "/dev/pts/0"  # the first of a sandbox's own devpts
 # As in pid1_x86_64.S.
@@ -42,13 +45,13 @@ RESULT_BYTES = _RESULT.size
 
 _CODE = {
     "x86_64": """
-TIskJLsAAGAAvQAAcAC4nQAAAL8EAAAAMfYPBYXAD4gIAQAASYP8AXUWuL4BAAC/BAAAADH2DwWFwA+I7AAAALgRAAAAvwUA
-AABIid66AAABAEUx0g8Fuer///+FwA9EwYXAD4jDAAAAwegDU1C4PQEAAL8BAAAAMfZIieIPBYXAD4ilAAAAuAMAAAC/BAAA
-AA8FuAMAAAC/BQAAAA8FRTHtMcC/AwAAAEqNNCu6AAAQAEwp6g8FSIXAD46FAAAASQHFSYP9MHLZTDsrctS4OAAAAL8RQQAA
-MfYx0kUx0kUxwA8FhcB4RHRlQYnGRTHkuAMAAABEiecPBUH/xEGD/ANy7YN9BAB1KLg9AAAASMfH/////0iNdQgx0kyNVRAP
-BYXAeAdEOfB13+sF99iJRQC4AQAAAL8DAAAASInuuqAAAAAPBbjnAAAAMf8PBfS4cAAAAA8FSItzKEiF9nQguAEBAABIx8ec
-////ugIAAAAPBYXAeDyJx7gDAAAADwVIi3sgSIX/dAu4UAAAAA8FhcB4H7gDAAAAvwMAAAAPBbg7AAAASIt7CEiLcxBIi1MY
-DwX32IlFBLjnAAAAv38AAAAPBfQ=
+TIssJEyLZCQIuwAAYAC9AABwAGowQb4GAAAAQf/NdCm4AQAAAESJ90iJ5roBAAAADwWFwA+ILgEAALgDAAAARIn3DwVB/8br0rid
+AAAAvwQAAAAx9g8FhcAPiAkBAABBgDwkbnQWuL4BAAC/BAAAADH2DwWFwA+I7AAAALgRAAAAvwUAAABIid66AAABAEUx0g8Fuer/
+//+FwA9EwYXAD4jDAAAAwegDU1C4PQEAAL8BAAAAMfZIieIPBYXAD4ilAAAAuAMAAAC/BAAAAA8FuAMAAAC/BQAAAA8FRTHtMcC/
+AwAAAEqNNCu6AAAQAEwp6g8FSIXAD46FAAAASQHFSYP9MHLZTDsrctS4OAAAAL8RQQAAMfYx0kUx0kUxwA8FhcB4RHRlQYnGRTHk
+uAMAAABEiecPBUH/xEGD/ANy7YN9BAB1KLg9AAAASMfH/////0iNdQgx0kyNVRAPBYXAeAdEOfB13+sF99iJRQC4AQAAAL8DAAAA
+SInuuqAAAAAPBbjnAAAAMf8PBfS4cAAAAA8FSItzKEiF9nQguAEBAABIx8ec////ugIAAAAPBYXAeDyJx7gDAAAADwVIi3sgSIX/
+dAu4UAAAAA8FhcB4H7gDAAAAvwMAAAAPBbg7AAAASIt7CEiLcxBIi1MYDwX32IlFBLjnAAAAv38AAAAPBfQ=
 """
 }
 _MACHINE = {"x86_64": 62}  # EM_… of <elf.h>
@@ -136,12 +139,13 @@ def report(result: bytes) -> dict[str, Any]:
     return {"status": status, **rusage(resource.struct_rusage(fields))}
 
 
-def serve(program: bytes, *, restricted: bool) -> NoReturn:
+def serve(program: bytes, *, restricted: bool, groups: int = 0) -> NoReturn:
     """Be pid 1, in a fork of the zygote: what pid1_x86_64.S does, for other machines.
 
     Args:
         program: The seccomp filter.
         restricted: Whether RULESET is one.
+        groups: How many files from GROUPS on move it into its cgroup.
 
     Descriptors are as for that program; no others may be open.
     """
@@ -150,6 +154,9 @@ def serve(program: bytes, *, restricted: bool) -> NoReturn:
     result = [0, 0, 0]
     usage = b"\0" * (RESULT_BYTES - 16)
     try:
+        for fd in range(GROUPS, GROUPS + groups):
+            os.write(fd, b"0")
+            os.close(fd)
         libc.prctl(libc.PR_SET_DUMPABLE, 0)
         capabilities.drop_all()
         if restricted:

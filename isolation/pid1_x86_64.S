@@ -3,7 +3,7 @@
 # The bytes of pid1.bin stand in pid1.py; tests/isolation/test_pid1.py compares them.
 #
 # No stack is used after the first lines: after vfork two processes would share it.
-# %rbx BUFFER, %rbp RESULT, %r12 the count of arguments, %r13 bytes read, %r14 the command's pid.
+# %rbx BUFFER, %rbp RESULT, %r12 the first argument, %r13 bytes read, %r14 the command's pid.
 
         .set    BUFFER, 0x600000        # BUFFER_BYTES of zeros: the filter, then the order
         .set    BUFFER_BYTES, 0x100000
@@ -13,13 +13,32 @@
         .set    CONTROL, 3
         .set    RULESET, 4
         .set    FILTER, 5
+        .set    GROUPS, 6               # and the numbers after it
 
         .text
         .globl  _start
-_start: mov     (%rsp), %r12
+_start: mov     (%rsp), %r13            # argc: every argument after the first is for a cgroup
+        mov     8(%rsp), %r12
         mov     $BUFFER, %ebx
         mov     $RESULT, %ebp
 
+        push    $0x30                   # "0" is whoever writes it
+        mov     $GROUPS, %r14d
+0:      dec     %r13d
+        jz      0f
+        mov     $1, %eax                # write(GROUPS + n, "0", 1), close(GROUPS + n)
+        mov     %r14d, %edi
+        mov     %rsp, %rsi
+        mov     $1, %edx
+        syscall
+        test    %eax, %eax
+        js      failed
+        mov     $3, %eax
+        mov     %r14d, %edi
+        syscall
+        inc     %r14d
+        jmp     0b
+0:
         mov     $157, %eax              # prctl(PR_SET_DUMPABLE, 0): nobody inside looks into it
         mov     $4, %edi
         xor     %esi, %esi
@@ -27,8 +46,8 @@ _start: mov     (%rsp), %r12
         test    %eax, %eax
         js      failed
 
-        cmp     $1, %r12                # a second argument says that the kernel has no Landlock
-        jne     1f
+        cmpb    $0x6e, (%r12)           # "n…": the kernel has no Landlock
+        je      1f
         mov     $446, %eax              # landlock_restrict_self(RULESET, 0)
         mov     $RULESET, %edi
         xor     %esi, %esi

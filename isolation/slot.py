@@ -6,7 +6,7 @@ import contextlib
 import os
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .lockdown import Home, create_ruleset, start_pid_1
@@ -45,8 +45,8 @@ class Slot:
         self._mounts = self._private = self._master = -1
 
     def prepare(
-        self, plan: Plan, home: Home, network: int | None, fds: Sequence[int], bpf: int, *,
-        counted: bool,
+        self, plan: Plan, home: Home, network: int | None, fds: Sequence[int], bpf: int,
+        group: Callable[[], Sequence[int]],
     ) -> None:  # fmt: skip
         """Build it. Raises OSError; `abandon` undoes what had been done.
 
@@ -56,7 +56,8 @@ class Slot:
             network: A network namespace to use again; None makes one.
             fds: The command's stdin, stdout and stderr, and pid 1's socket to the gateway.
             bpf: A file that holds the seccomp filter.
-            counted: Whether its processes are held by RLIMIT_NPROC.
+            group: Gives the files of its cgroup, once they are needed. They are being made at the
+                same time.
         """
         ruleset = inner = None
         if network is not None:
@@ -79,7 +80,7 @@ class Slot:
                 for index in self._terminal:
                     sources[index] = TERMINAL
             ruleset = create_ruleset(plan)
-            self.pid_1 = start_pid_1(plan, sources, ruleset, bpf, counted=counted)
+            self.pid_1 = start_pid_1(plan, sources, ruleset, bpf, group())
             self.pidfd = os.pidfd_open(self.pid_1)
             mount_proc(self.pid_1, held_by_landlock=ruleset is not None)
             seal_root()
@@ -89,21 +90,18 @@ class Slot:
                 if fd is not None:
                     os.close(fd)
 
-    def limit(self, plan: Plan, files: Sequence[int], open_files: tuple[int, int]) -> None:
-        """Hold pid 1, and so whatever it starts, by cgroup or else by rlimits.
+    def limit(self, plan: Plan, open_files: tuple[int, int]) -> None:
+        """Hold pid 1, and so whatever it starts, by rlimits: in all that its cgroup does not hold.
 
         Args:
             plan: The policy's.
-            files: cgroup.procs of its cgroup, open for writing; empty where there is none.
             open_files: RLIMIT_NOFILE, soft and hard, where the plan has none.
         """
-        for fd in files:
-            os.write(fd, str(self.pid_1).encode())
         set_limit(self.pid_1, resource.RLIMIT_CORE, 0)
         resource.prlimit(self.pid_1, resource.RLIMIT_NOFILE, open_files)
         set_limit(self.pid_1, resource.RLIMIT_NOFILE, plan.open_files)
         set_limit(self.pid_1, resource.RLIMIT_FSIZE, plan.disk_bytes)
-        if not files:
+        if not self.group:
             set_limit(self.pid_1, resource.RLIMIT_DATA, plan.memory_bytes)
             if plan.processes is not None:  # the watcher ends it, and says so, before it gets there
                 set_limit(self.pid_1, resource.RLIMIT_NPROC, plan.processes + 64)

@@ -21,7 +21,7 @@ import resource
 import signal
 import struct
 import termios
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from . import capabilities, landlock, libc, pid1
@@ -51,8 +51,8 @@ class WardedSlot(Slot):
     _wardens: set[int] = set()  # noqa: RUF012  # every one of this zygote
 
     def prepare(
-        self, plan: Plan, home: Home, network: int | None, fds: Sequence[int], bpf: int, *,
-        counted: bool,
+        self, plan: Plan, home: Home, network: int | None, fds: Sequence[int], bpf: int,
+        group: Callable[[], Sequence[int]],
     ) -> None:  # fmt: skip
         """As `Slot.prepare`; nothing is left and nothing mounted."""
         self.network = network if network is not None else os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)  # fmt: skip
@@ -75,15 +75,17 @@ class WardedSlot(Slot):
                 _become_warden(plan, [*sources, ruleset], self._place, zygote)
             self._wardens.add(self.pid_1)
             self.pidfd = os.pidfd_open(self.pid_1)
+            for file in group():
+                os.write(file, str(self.pid_1).encode())
         finally:
             for fd in (inner, ruleset):
                 if fd is not None:
                     os.close(fd)
 
-    def limit(self, plan: Plan, files: Sequence[int], open_files: tuple[int, int]) -> None:
+    def limit(self, plan: Plan, open_files: tuple[int, int]) -> None:
         """As `Slot.limit`; the user's other processes count, and there are more of them."""
-        super().limit(plan._replace(processes=None), files, open_files)
-        if not files and plan.processes is not None:
+        super().limit(plan._replace(processes=None), open_files)
+        if not self.group and plan.processes is not None:
             others = sum(1 for _ in _threads_of(os.getuid()))
             set_limit(self.pid_1, resource.RLIMIT_NPROC, others + plan.processes)
 

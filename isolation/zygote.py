@@ -17,12 +17,13 @@ import resource
 import select
 import signal
 import socket
+from functools import partial
 
-from . import capabilities, libc, pid1
+from . import capabilities, libc
 from .cgroup import MAX_FILES
 from .descriptors import receive
 from .errors import SetupError
-from .lockdown import Home, write_id_maps
+from .lockdown import FIRST_FREE, Home, write_id_maps
 from .mounts import build_root
 from .netns import probe_doors, socket_inside
 from .oom import OutOfMemory
@@ -122,13 +123,13 @@ class Zygote:
         self._slots: dict[int, Slot] = {}
         self._of_fd: dict[int, Slot] = {}
         self._networks: list[int] = []  # of sandboxes that are over, for the next ones
-        self._groups: dict[int, list[int]] = {}  # cgroup.procs files by number; 0 is none
+        self._groups: dict[int, list[int]] = {}  # files by number, see `Cgroup.open_procs`
         self._in_group: dict[int, Slot] = {}
         self._ooms = OutOfMemory()
         self._watcher = Watcher(plan) if rlimits else None
         self._epoll = select.epoll()
         # Low numbers are taken, so that nothing handed to pid 1 has a number that pid 1 gives it.
-        while (fd := os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)) <= pid1.FILTER:
+        while (fd := os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)) < FIRST_FREE:
             pass
         os.close(fd)
         self._bpf = os.memfd_create("filter", os.MFD_CLOEXEC)
@@ -205,14 +206,9 @@ class Zygote:
     def _spawn(self, slot: Slot, fds: list[int]) -> None:
         network = self._networks.pop() if self._networks else None
         try:
-            counted = self._watcher is not None
-            slot.prepare(self._plan, self._home, network, fds, self._bpf, counted=counted)
-            while slot.group and slot.group not in self._groups:
-                self._on_keeper()  # it is being made at the same time
-            files = self._groups[slot.group] if slot.group else []
-            if slot.group and not files:
-                raise OSError("its cgroup could not be made; see stderr")
-            slot.limit(self._plan, files, self._open_files)
+            group = partial(self._files_of, slot.group)
+            slot.prepare(self._plan, self._home, network, fds, self._bpf, group)
+            slot.limit(self._plan, self._open_files)
         except OSError as error:
             slot.abandon()
             answer = {"spawned": slot.number, "error": str(error)}
@@ -223,6 +219,15 @@ class Zygote:
         answer = {"spawned": slot.number, "watched": self._watcher is not None}
         socket.send_fds(self._gateway, [json.dumps(answer).encode()], slot.handed_out())
         slot.handed_over()
+
+    def _files_of(self, group: int) -> list[int]:
+        """By which a process moves itself into cgroup `group`; none where `group` is 0."""
+        while group and group not in self._groups:
+            self._on_keeper()
+        files = self._groups[group] if group else []
+        if group and not files:
+            raise OSError("its cgroup could not be made; see stderr")
+        return files
 
     def _on_end(self, fd: int) -> None:
         slot = self._of_fd.pop(fd)

@@ -39,20 +39,22 @@ import os, sys
 from purplebox.isolation import capabilities, pid1
 kind, bpf, *fds = sys.argv[1:]
 capabilities.set_no_new_privs()
-for target, fd in zip((0, 1, 2, 3, 5), fds):
+for target, fd in zip((0, 1, 2, 3, 5, 6, 7), fds):
     os.dup2(int(fd), target)
-os.closerange(6, 1024)
+os.closerange(len(fds) + 1, 1024)
 if kind == "fork":
     os.close(5)
-    pid1.serve(bytes.fromhex(bpf), restricted=False)
-os.execve(kind, ["init", "no-landlock"], {})
+    pid1.serve(bytes.fromhex(bpf), restricted=False, groups=len(fds) - 5)
+os.execve(kind, ["no-landlock", *(["cgroup"] * (len(fds) - 5))], {})
 """
 
 
 class Started:
     """A pid 1 that waits for its order, and the pipe that its command writes to."""
 
-    def __init__(self, tmp_path: Path, *, forked: bool, bpf: bytes = BPF) -> None:
+    def __init__(
+        self, tmp_path: Path, *, forked: bool, bpf: bytes = BPF, groups: Sequence[int] = ()
+    ) -> None:
         program = tmp_path / "init"
         if not forked and not program.exists():
             code = pid1.executable()
@@ -69,8 +71,10 @@ class Started:
             # Above what it gives them, as the zygote sees to.
             fds = [
                 fcntl.fcntl(fd, fcntl.F_DUPFD, 100)
-                for fd in (null.fileno(), writer, null.fileno(), theirs.fileno(), file.fileno())
-            ]
+                for fd in (
+                    null.fileno(), writer, null.fileno(), theirs.fileno(), file.fileno(), *groups
+                )
+            ]  # fmt: skip
         self.process = subprocess.Popen(
             [sys.executable, "-c", START, "fork" if forked else program, bpf.hex(), *map(str, fds)],
             pass_fds=fds,
@@ -104,8 +108,9 @@ Start = Callable[..., Started]
 def start(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Start]:
     made: list[Started] = []
 
-    def make(bpf: bytes = BPF) -> Started:
-        made.append(Started(tmp_path, forked=request.param == "fork", bpf=bpf))
+    def make(bpf: bytes = BPF, groups: Sequence[int] = ()) -> Started:
+        forked = request.param == "fork"
+        made.append(Started(tmp_path, forked=forked, bpf=bpf, groups=groups))
         return made[-1]
 
     yield make
@@ -166,6 +171,22 @@ def test_without_its_filter_nothing_is_executed(start: Start) -> None:
     for bad in (b"", b"\xff" * 8):  # EINVAL from seccomp(2)
         started = start(bad)
         assert started.report() == {"error": f"pid 1: {os.strerror(errno.EINVAL)}"}
+
+
+def test_it_moves_itself_into_each_cgroup_or_executes_nothing(start: Start) -> None:
+    readers, writers = zip(*(os.pipe() for _ in range(2)), strict=True)  # in their place
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        started = start(groups=writers)
+        script = "ls /proc/self/fd | wc -l"  # 0 to 2, and the directory itself
+        assert started.run(["/bin/sh", "-c", script])["status"] == 0
+        assert started.written() == b"4\n"
+        assert [os.read(reader, 10) for reader in readers] == [b"0", b"0"]
+        started = start(groups=(writers[0], full))
+        assert started.report() == {"error": f"pid 1: {os.strerror(errno.ENOSPC)}"}
+    finally:
+        for fd in (*readers, *writers, full):
+            os.close(fd)
 
 
 def test_it_ends_when_its_socket_is_closed(start: Start) -> None:
