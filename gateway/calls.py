@@ -37,6 +37,7 @@ from .wire.jsonrpc import object_of
 
 if TYPE_CHECKING:
     from .approvals.question import Asker
+    from .processes import Processes
 
 Progress = Callable[[str], None]
 REFUSAL = "purplebox/refusal"  # in a result's `_meta`
@@ -94,6 +95,7 @@ class Call:
         asker: Reaches the person at the client that made the call; None where there is no way.
         grant: What of the policy it needs; None before it has been judged.
         marks: Flow rules that it sets off, with what it takes in.
+        processes: Those in the background; None where the call does not come through a `Gateway`.
         pending: Records that the call waits for a person, and by which question; None until the
             call has been begun.
     """
@@ -108,6 +110,7 @@ class Call:
     asker: Asker | None = None
     grant: Grant | None = None
     marks: Mapping[str, str] = field(default_factory=dict[str, str])
+    processes: Processes | None = None
     pending: Callable[[Mapping[str, Any]], None] | None = None
 
     def but(self, **changes: Any) -> Call:

@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 
 from ..isolation import Engine
+from ..isolation.cancellation import uncancelled
 from ..policies import Policy, PolicySource
 from .approvals import Approvals, Asker, Callback, Question
 from .audit import AuditLog, default_path, spans
 from .calls import Approver, Call, Calls, Outcome, Progress, Refusal, Stage, Version
 from .limits import Limits
+from .processes import Processes
 from .reasons import Reason
 from .screens import Screens
 from .tools import TOOLS, BuiltIn, ToolDefinition
+from .tools.processes import PROCESSES
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
@@ -64,6 +67,7 @@ class Gateway:
         self._version: Version | None = None
         self._calls: Calls | None = None
         self._log: AuditLog | None = None
+        self._processes: Processes | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._in_flight: dict[int, int] = {}  # calls by `id` of their engine
         self._old: list[Engine] = []
@@ -103,6 +107,7 @@ class Gateway:
             log.close()
             raise
         self._log, self._version = log, Version(policy=self._policy, engine=engine)
+        self._processes = Processes(log)
         self._calls = Calls(
             log, stages=(Screens(), Limits(), *self._stages), approver=self._approver
         )
@@ -113,6 +118,17 @@ class Gateway:
 
     async def aclose(self) -> None:
         """End every sandbox and close the record; returns when they are gone."""
+        await uncancelled(self._end())
+
+    async def end_session(self, session: str) -> None:
+        """End what a session has in the background. Names of sessions are their clients' own."""
+        if self._processes is not None and session:
+            await self._processes.end_session(session)
+
+    async def _end(self) -> None:
+        processes, self._processes = self._processes, None
+        if processes is not None:
+            await processes.aclose()
         version, self._version, self._calls = self._version, None, None
         for engine in self._old:
             await engine.aclose()
@@ -137,6 +153,8 @@ class Gateway:
         if isinstance(self._approver, Approvals):
             self._approver.policies_in_force({policy.digest})
         self._old.append(old.engine)
+        if self._processes is not None:
+            await self._processes.end_version(old)
         await self._retire(old.engine)
 
     async def _retire(self, engine: Engine) -> None:
@@ -159,8 +177,10 @@ class Gateway:
 
     def tools(self) -> list[ToolDefinition]:
         """The built-in tools, in the order in which they are listed; `http_request` where the policy
-        has a network."""
+        has a network, those of processes where it has some in the background."""
         left_out = {"http_request"} if self.policy.network.isolated else set[str]()
+        if not self.policy.resources.background:
+            left_out |= {tool.definition.name for tool in PROCESSES}
         return [tool.definition for name, tool in TOOLS.items() if name not in left_out]
 
     async def call(
@@ -181,7 +201,7 @@ class Gateway:
         """
         call = Call(
             tool=tool, arguments=arguments or {}, client=client, session=session,
-            progress=progress, asker=asker,
+            progress=progress, asker=asker, processes=self._processes,
         )  # fmt: skip
         built_in = TOOLS.get(tool)
         problem = _problem(tool, call.arguments, built_in)

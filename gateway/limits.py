@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from ..policies.request import restricted_as
 from .reasons import Reason
 from .wire.jsonrpc import is_list, is_object
 
@@ -182,8 +183,9 @@ def size_of(value: Any) -> int:
 
 
 def _concerns(limit: Limit, call: Call) -> bool:
+    names = (call.tool,) if call.server else restricted_as(call.tool, "")
     return (
-        fnmatchcase(call.tool, limit.tool)
+        any(fnmatchcase(name, limit.tool) for name in names)
         and fnmatchcase(call.server, limit.server)
         and fnmatchcase(call.client, limit.client)
     )

@@ -216,6 +216,7 @@ _KEYS: dict[str, Callable[[Any, Any], Iterator[_Found]]] = {
     "resources.output_limit": _limit("output", bytes_words),
     "resources.disk": _limit("disk", bytes_words),
     "resources.io": _limit("block I/O", _rate),
+    "resources.background": _limit("processes in the background", _number),
     "network.isolated": _choice("network isolated", True, False),
     "network.allow": _grants("may reach {}", "may no longer reach {}", host_words),
     "network.deny": _denies("may no longer reach {}", "{} is no longer denied", host_words),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from .canonical import Place, path_pattern
 from .hosts import host_pattern
-from .request import names
+from .request import restricted_as
 from .rules import CODES, ORDER, Decision, Effect
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Flow:
     def _taken(
         self, rule: _Rule, request: Request, grant: Grant, sees: Callable[[str], bool]
     ) -> str:
-        for name in names(request.tool, request.server):
+        for name in restricted_as(request.tool, request.server):
             if any(fnmatchcase(name, glob) for glob in rule.tools):
                 return f"called {name}"
         for url in request.urls:
@@ -126,7 +126,7 @@ class Flow:
         found: list[Effect] = [
             effect
             for glob, effect in rule.then.items()
-            if any(fnmatchcase(name, glob) for name in names(request.tool, request.server))
+            if any(fnmatchcase(name, glob) for name in restricted_as(request.tool, request.server))
         ]
         sends = not self._isolated and (grant.scope != "call" or bool(grant.hosts))
         if sends and rule.network is not None:

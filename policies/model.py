@@ -85,7 +85,8 @@ class Resources(_Section):
     `open_files` and `disk` the system call that asks for more fails. Beyond `cpu_shares` (cores) and
     `io` (bytes a second, each way, of the disks below the workspace and other grants) it is slowed
     down. Output beyond `output_limit` is thrown away. `disk` bounds what is held in /tmp, HOME and
-    the other private places together, and the size of each file made anywhere.
+    the other private places together, and the size of each file made anywhere. `background` is how
+    many processes (`process_start`) a session may have at once; 0 takes those tools away.
     """
 
     memory_bytes: Bytes | None = Field(default=None, alias="memory_limit")
@@ -96,6 +97,7 @@ class Resources(_Section):
     output_bytes: Bytes = Field(default=1 << 20, alias="output_limit")
     disk_bytes: Bytes | None = Field(default=None, alias="disk")
     io_bytes_per_second: Bytes | None = Field(default=None, alias="io")
+    background: int = Field(default=4, ge=0, le=64)
 
 
 class HostRule(_Section):

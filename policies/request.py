@@ -21,7 +21,9 @@ BUILT_IN: Mapping[str, Mapping[str, Kind]] = {
     "shell": {"command": "command", "cwd": "path"},
     "process_start": {"command": "command", "cwd": "path"},
     "process_output": {},
+    "process_input": {"input": "command"},  # what reads it may be a shell
     "process_stop": {},
+    "process_list": {},
     "read_file": {"path": "read"},
     "write_file": {"path": "write"},
     "edit_file": {"path": "path"},
@@ -34,6 +36,8 @@ BUILT_IN: Mapping[str, Mapping[str, Kind]] = {
     "workspace_diff": {"path": "read"},
     "workspace_discard": {"path": "write"},
 }
+# Built-in tools that do what another one does: what is denied, asked or limited there is here, too.
+AS_SHELL: Mapping[str, str] = {"process_start": "command", "process_input": "input"}
 # Tools whose `path` is the workspace when it is left out: judged as if it had been said.
 _WHOLE_WORKSPACE = ("list_directory", "find_files", "search_text")
 # Arguments of built-in tools that name a link itself where they name one: rename(2), unlink(2).
@@ -183,6 +187,26 @@ def make_request(
         tool=tool, arguments=canonical, server=server, client=client, session=session,
         uses=tuple(found.uses), urls=tuple(found.urls), place=place,
     )  # fmt: skip
+
+
+def as_shell(request: Request) -> Request | None:
+    """The call of `shell` that does the same; None where there is none."""
+    argument = AS_SHELL.get(request.tool)
+    if request.server or argument is None:
+        return None
+    arguments = dict(request.arguments)
+    arguments["command"] = arguments.pop(argument, "")
+    uses = tuple(
+        replace(use, argument="command") if use.argument == argument else use
+        for use in request.uses
+    )
+    return replace(request, tool="shell", arguments=arguments, uses=uses)
+
+
+def restricted_as(tool: str, server: str) -> tuple[str, ...]:
+    """What patterns that restrict a tool may call it: its names, and whose work it does as well."""
+    also = ("shell",) if not server and tool in AS_SHELL else ()
+    return (*names(tool, server), *also)
 
 
 def names(tool: str, server: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from .canonical import CanonicalError, Place, path_pattern
-from .request import BUILT_IN, Request, make_request, names
+from .request import BUILT_IN, Request, as_shell, make_request, names
 from .sieve import Sieve
 
 if TYPE_CHECKING:
@@ -117,15 +117,26 @@ class Rules:
     def decide(self, request: Request) -> Decision:
         """Judge one call: deny before ask before allow, then the default.
 
-        A rule whose expression fails, or gives anything but true or false, denies.
+        A rule whose expression fails, or gives anything but true or false, denies. A tool that does
+        what `shell` does meets what rules for that one deny or ask, too; what allows names it itself.
         """
+        selection = self._selection(request)
+        decision = selection.judge(request)
+        if (shell := as_shell(request)) is not None:
+            other = self._selection(shell)
+            told = other.approved(shell, other.judge(shell))
+            if told.rule != "tools.default":
+                decision = stricter(decision, told)
+        return selection.approved(request, decision)
+
+    def _selection(self, request: Request) -> _Selection:
         key = (request.server, request.tool)
         selection = self._selected.get(key)
         if selection is None:
             if len(self._selected) >= _MOST_TOOLS:
                 self._selected.clear()
             selection = self._selected[key] = _Selection(self.policy, request.tool, request.server)
-        return selection.decide(request)
+        return selection
 
 
 class _Selection:
@@ -151,8 +162,8 @@ class _Selection:
         # Always given, so that arguments which CEL cannot take deny whatever the rules look at.
         self._always = frozenset({"args"} if any("args" in c.variables for c in self._conditional) else ())  # fmt: skip
 
-    def decide(self, request: Request) -> Decision:
-        decision = self._judge(request)
+    def approved(self, request: Request, decision: Decision) -> Decision:
+        """`decision`, or that a person has allowed for good what it asks about."""
         if decision.effect != "ask" or not self._approved:
             return decision
         index = self._approved.get(_spelling(request.arguments))
@@ -161,7 +172,8 @@ class _Selection:
         reason = f"a person has allowed this call for good, where {decision.rule} would ask"
         return Decision(effect="allow", reason=reason, rule=f"tools.approved[{index}]")
 
-    def _judge(self, request: Request) -> Decision:
+    def judge(self, request: Request) -> Decision:
+        """What the rules say."""
         matched = list(self._fixed)
         if self._conditional:
             left = [self._conditional[index] for index in self._sieve.left(request)]

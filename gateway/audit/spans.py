@@ -30,6 +30,7 @@ _EXECUTE_TOOL = "execute_tool"
 # Ours.
 POLICY, POLICY_VERSION = "purple.policy.name", "purple.policy.version"
 EFFECT, RULE, REASON = "purple.decision.effect", "purple.decision.rule", "purple.reason"
+PROCESS_ID = "purple.process.id"
 CALL_ID, EXIT_CODE = "purple.call.id", "process.exit.code"
 ENFORCEMENT, SCREENS = "purple.enforcement.", "purple.screens."
 CONNECTION = "purple.connection"
@@ -81,6 +82,17 @@ def tool_call(tool: str) -> Generator[None]:
                 yield
     finally:
         _duration.record(time.monotonic() - started, attributes)
+
+
+@contextlib.contextmanager
+def process(id: str) -> Generator[None]:
+    """Have a current span of its own for a process in the background, below that of the call that
+    started it, which ends before it does."""
+    if not is_on():
+        yield
+        return
+    with _tracer.start_as_current_span("purple.process", attributes={PROCESS_ID: id}):
+        yield
 
 
 def _in_execute_tool() -> bool:

@@ -25,6 +25,7 @@ class BuiltIns:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._session = ""
 
     async def describe(self, client: Client, exchange: Exchange | None) -> Message:
         """As `Backend.describe`."""
@@ -53,6 +54,7 @@ class BuiltIns:
         name, arguments = params.get("name"), params.get("arguments", {})
         if not isinstance(name, str) or not is_object(arguments):
             raise RpcError(jsonrpc.INVALID_PARAMS, "name must be a string, arguments an object")
+        self._session = exchange.session.id
         waiting: list[str] = []
         reporter = None
         if exchange.token is not None:
@@ -72,7 +74,8 @@ class BuiltIns:
         """As `Backend.notified`: nothing concerns us."""
 
     async def aclose(self) -> None:
-        """As `Backend.aclose`: the gateway belongs to its owner."""
+        """As `Backend.aclose`: what the session has in the background; the gateway is its owner's."""
+        await self._gateway.end_session(self._session)
 
 
 async def _report(exchange: Exchange, waiting: list[str]) -> None:

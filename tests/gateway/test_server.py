@@ -70,7 +70,8 @@ def test_tools_are_listed_with_schemas_and_annotations(
     tools = {tool.name: tool for tool in with_client(workspace, tmp_path / "log", body)}
     assert list(tools) == [
         "shell", "read_file", "write_file", "edit_file", "list_directory", "find_files",
-        "search_text", "move", "delete",
+        "search_text", "move", "delete", "process_start", "process_output", "process_input",
+        "process_stop", "process_list",
     ]  # fmt: skip
     assert all(tool.output_schema for tool in tools.values())
     assert tools["read_file"].annotations.read_only_hint is True
