@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import subprocess
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pytest
 
 from purplebox.isolation import Engine, Result, sandbox
 from purplebox.isolation.egress.ca import Authority
-from purplebox.isolation.plan import BUNDLES, compile_plan
-from purplebox.policies import load_policy
+from purplebox.isolation.plan import BUNDLES, Plan, compile_plan
+from purplebox.policies import Policy, load_policy
 
 LOOK = """
 openssl verify -purpose sslserver leaf.pem
@@ -39,9 +38,11 @@ def test_authority_is_trusted_inside_and_only_there(
     control = look(workspace)
     assert b"leaf.pem: OK" not in control.stdout and b"token=\n" in control.stdout
 
-    given = functools.partial(
-        compile_plan, authority=authority.certificate, variables={"TOKEN": "purple0"}
-    )
+    def given(policy: Policy, workspace: Path | None, **_: object) -> Plan:
+        return compile_plan(
+            policy, workspace, authority=authority.certificate, variables={"TOKEN": "purple0"}
+        )
+
     monkeypatch.setattr(sandbox, "compile_plan", given)
     found = look(workspace)
     assert b"leaf.pem: OK" in found.stdout, found.stderr
