@@ -12,14 +12,14 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..isolation import CommandNotFound, Engine, View
 from ..isolation.egress.dial import SystemResolver
 from ..policies import Policy, PolicySource
 from .calls import Version
-from .config import ServerSpec
-from .elsewhere import Elsewhere, connector_to, policy_for
+from .config import ServerSpec, with_secrets
+from .elsewhere import Elsewhere, connector_to, leave_of, policy_for
 from .gateway import Gateway
 from .pins import Pins, PinStore
 from .pins.launch import launch_of
@@ -32,6 +32,9 @@ from .wire.process import Launcher, sandboxed
 from .wire.router import Single
 from .wire.session import Session
 from .wire.upstream import Upstream
+
+if TYPE_CHECKING:
+    from .wire.oauth import Leave
 
 # Sections of a policy that say how calls are judged and recorded, not how the sandbox is built.
 _JUDGING = (
@@ -55,6 +58,7 @@ class _Server:
     own: Policy
     version: Version
     pins: Pins
+    leave: Leave | None = None
 
 
 class Servers:
@@ -89,6 +93,7 @@ class Servers:
         Raises:
             PolicyError, SetupError, EnforcementError: one of them cannot be used; nothing has changed.
         """
+        specs = [await asyncio.to_thread(with_secrets, spec) for spec in specs]
         policies = [self._policy(spec) for spec in specs]
         known = {server.spec.name: server for server in self._servers}
         made: list[Engine] = []
@@ -151,7 +156,7 @@ class Servers:
         spec, version = server.spec, server.version
         connector: Connector
         if spec.url:
-            connector = connector_to(spec, server.own, self._resolver)
+            connector = connector_to(spec, server.own, self._resolver, server.leave)
         else:
             argv = adapted(spec.argv, spec.env)
             connector = Launcher(spec.name, sandboxed(version.engine, *argv))
@@ -179,12 +184,15 @@ class Servers:
     def _server(self, spec: ServerSpec, own: Policy, outer: Policy, engine: Engine) -> _Server:
         # "Bearer X": what must not come back is X.
         sent = {name: text.partition(" ")[2] or text for name, text in spec.headers.items()}
+        if spec.auth is not None and spec.auth.client_secret:
+            sent["client_secret"] = spec.auth.client_secret
         secrets = {**spec.env, **sent}
         version = Version(policy=both(outer, own), engine=engine, secrets=secrets)
         workspace = spec.workspace or self._workspace
         key = f"{spec.origin}#{spec.name}"
         pins = pins_of(key, spec.name, self._store, version, spec.argv, workspace)
-        return _Server(spec=spec, own=own, version=version, pins=pins)
+        leave = leave_of(spec, own, self._resolver) if spec.url else None
+        return _Server(spec=spec, own=own, version=version, pins=pins, leave=leave)
 
     async def _end(self, engines: list[Engine], endings: list[asyncio.Task[None]]) -> None:
         await asyncio.gather(*endings, return_exceptions=True)

@@ -12,12 +12,14 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from ..isolation.egress.credentials import REFERENCE, read_reference
+from ..isolation.errors import SetupError
 from .wire.jsonrpc import is_list, is_object
-from .wire.links import Kind, destination
+from .wire.links import Grant, Kind, destination
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_)){0,31}")
 _VARIABLE = re.compile(r"\$\{(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-_KEYS = ("command", "args", "env", "type", "profile", "workspace", "url", "headers")
+_KEYS = ("command", "args", "env", "type", "profile", "workspace", "url", "headers", "auth")
 _KINDS: dict[str, Kind] = {
     "http": "http",
     "streamable-http": "http",
@@ -53,6 +55,10 @@ class ServerSpec:
         url: Of its endpoint; "" for one with a command.
         kind: "http" is streamable HTTP, "sse" the transport before it.
         headers: Sent to it, variables replaced.
+        auth: How a token for it is got; None where it wants none, or one stands in `headers`.
+
+    `${secret:NAME}`, `${file:path}` and `${command:…}` in env, headers and `auth` are there until
+    `with_secrets` has read them.
     """
 
     name: str
@@ -64,6 +70,7 @@ class ServerSpec:
     url: str = ""
     kind: Kind = "http"
     headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    auth: Grant | None = None
 
 
 def skeleton(name: str) -> str:
@@ -112,6 +119,8 @@ def _server(name: str, fields: Any, where: str, environment: Mapping[str, str]) 
     if given.get("type", "stdio") != "stdio":
         raise ConfigError(f"{where}.type: a server with a command speaks stdio")
     command, args, env = given.get("command"), given.get("args", []), given.get("env", {})
+    if "auth" in given:
+        raise ConfigError(f"{where}.auth: for a server with a url; name a secret in env")
     if not isinstance(command, str) or not is_list(args) or not is_object(env):
         raise ConfigError(f"{where}: command is a text, args a list, env a mapping")
 
@@ -165,8 +174,50 @@ def _remote(name: str, given: Any, where: str, environment: Mapping[str, str]) -
     except ValueError as error:
         raise ConfigError(f"{where}.url: {error}") from None
     return ServerSpec(
-        name=name, profile=str(given.get("profile", "")), url=url, kind=kind, headers=sent
-    )
+        name=name, profile=str(given.get("profile", "")), url=url, kind=kind, headers=sent,
+        auth=_grant(given["auth"], f"{where}.auth", environment) if "auth" in given else None,
+    )  # fmt: skip
+
+
+def _grant(given: Any, where: str, environment: Mapping[str, str]) -> Grant:
+    known = ("issuer", "client_id", "client_secret", "scope")
+    if not is_object(given):
+        raise ConfigError(f"{where}: a mapping is needed; known: {', '.join(known)}")
+    if unknown := [key for key in given if key not in known]:
+        raise ConfigError(f"{where}.{unknown[0]}: unknown key; known: {', '.join(known)}")
+    read = {key: _replaced(value, f"{where}.{key}", environment) for key, value in given.items()}
+    grant = Grant(**{"issuer": "", **read})
+    if grant.client_secret and not grant.client_id:
+        raise ConfigError(f"{where}: a client_secret needs its client_id")
+    try:
+        destination(grant.issuer)
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{where}.issuer: the authorization server is needed: {error}") from None
+    return grant
+
+
+def with_secrets(server: ServerSpec) -> ServerSpec:
+    """The server with what its references stand for. May run commands: call it in a thread.
+
+    Raises:
+        SetupError: one cannot be had; says which and what to do, and nothing of a secret.
+    """
+
+    def read(value: str, where: str) -> str:
+        if REFERENCE.search(value) is None:
+            return value
+        text = read_reference(f"mcpServers.{server.name}.{where}", value).decode("latin-1")
+        if not text.isprintable() or not text.isascii():
+            raise SetupError(f"mcpServers.{server.name}.{where}: only printable ASCII can be sent")
+        return text
+
+    auth = server.auth
+    if auth is not None:
+        auth = replace(auth, client_secret=read(auth.client_secret, "auth.client_secret"))
+    return replace(
+        server, auth=auth, env={k: read(v, f"env.{k}") for k, v in server.env.items()},
+        headers={k: read(v, f"headers.{k}") for k, v in server.headers.items()},
+    )  # fmt: skip
 
 
 def _replaced(value: Any, where: str, environment: Mapping[str, str]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..isolation import Enforcement, Engine
 from ..isolation.egress.dial import Dialer, Resolve
@@ -17,7 +19,10 @@ from ..policies.model import HostRule, Network
 from .config import ServerSpec
 from .wire.http_client import Origin
 from .wire.links import Connector, destination
-from .wire.remote import Remote
+from .wire.remote import Carrier, Remote
+
+if TYPE_CHECKING:
+    from .wire.oauth import Leave, Person
 
 _LOOPBACK = ("127.0.0.0/8", "::1/128")
 _LAYERS = ("namespaces", "mounts", "capabilities", "landlock", "seccomp", "cgroup", "network")
@@ -39,22 +44,48 @@ class Elsewhere(Engine):
         return self
 
 
-def connector_to(server: ServerSpec, policy: Policy, resolve: Resolve) -> Connector:
+def leave_of(
+    server: ServerSpec, policy: Policy, resolve: Resolve, person: Person | None = None
+) -> Leave | None:
+    """How a token for it is got, from `person` where one is there to sign in; None where none is wanted."""
+    if server.auth is None:
+        return None
+    from .wire.oauth import Leave  # the SDK: 0.6 s
+
+    return Leave(server.url, partial(_origin, policy, resolve), server.auth, person=person)
+
+
+def connector_to(
+    server: ServerSpec, policy: Policy, resolve: Resolve, leave: Leave | None = None
+) -> Connector:
     """Reaches a server by its URL, as its policy's `network` lets it."""
-    hosts = Hosts(policy.network)
-    origin = Origin(server.url, hosts, Dialer(hosts, resolve), policy.network.bytes_out)
+    origin: Carrier = _origin(policy, resolve, server.url)
+    if leave is not None:
+        from .wire.oauth import Authorized
+
+        origin = Authorized(_origin(policy, resolve, server.url), leave)
     return Remote(server.url, origin, server.headers, server.kind)
 
 
+def _origin(policy: Policy, resolve: Resolve, url: str) -> Origin:
+    hosts = Hosts(policy.network)
+    return Origin(url, hosts, Dialer(hosts, resolve), policy.network.bytes_out)
+
+
 def policy_for(server: ServerSpec, workspace: Path) -> Policy:
-    """Of a server without a profile: what reaches the URL's host and port, and nothing else."""
-    host, port = destination(server.url)[1:]
-    literal = literal_address(host)
-    where = {"addresses": _LOOPBACK} if host == "localhost" else {}
-    rule = HostRule(host=host if literal is None else str(literal), ports=(port,), **where)
+    """Of a server without a profile: what reaches the URL's host and port, and its issuer's."""
+    urls = (server.url, *([server.auth.issuer] if server.auth is not None else []))
+    rules: list[HostRule] = []
+    for url in urls:
+        host, port = destination(url)[1:]
+        literal = literal_address(host)
+        where = {"addresses": _LOOPBACK} if host == "localhost" else {}
+        rules.append(
+            HostRule(host=host if literal is None else str(literal), ports=(port,), **where)
+        )
     base = load_policy("mcp-server", project=workspace)
     changes = {
-        "name": f"url:{server.name}", "network": Network(isolated=False, allow=(rule,)),
+        "name": f"url:{server.name}", "network": Network(isolated=False, allow=tuple(dict.fromkeys(rules))),
         "filesystem": base.filesystem.model_copy(update={"workspace": "none"}),
     }  # fmt: skip
     return base.model_copy(update=changes)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import approvals, audit, doctor, pins, profile, ps, run, serve, wrap
+from . import approvals, audit, doctor, login, pins, profile, ps, run, serve, wrap
 
 EXIT_STATUSES = """\
 exit statuses: 0 done; 1 a check found something; 2 wrong usage, policy or workspace; 124 the
@@ -27,7 +27,7 @@ def build_parser(more: Callable[[Any], None] | None = None) -> argparse.Argument
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
-    for module in (serve, wrap, run, ps, profile, approvals, pins, audit, doctor):
+    for module in (serve, wrap, login, run, ps, profile, approvals, pins, audit, doctor):
         module.add_parser(verbs)
     if more is not None:
         more(verbs)

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 from .jsonrpc import Id, Message
 
 Kind = Literal["http", "sse"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grant:
+    """How leave is got.
+
+    Attributes:
+        issuer: Of the authorization server; nothing is sent to another one.
+        client_id: "" registers a client with it (RFC 7591).
+        client_secret: With it the grant is `client_credentials`; "" is the authorization code.
+        scope: Asked for; "" is what the server names.
+    """
+
+    issuer: str
+    client_id: str = ""
+    client_secret: str = field(default="", repr=False)
+    scope: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, Protocol
 from urllib.parse import urljoin, urlsplit
 
 from . import agreement, jsonrpc
-from .http_client import Origin, Response, events
+from .http_client import Response, events
 from .jsonrpc import Id, Message, is_object, list_of, object_of
 from .links import Ears, Kind, Link
 
@@ -26,6 +27,24 @@ _END_SECONDS = 2.0
 _RESUMES = 20
 _RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 0.5, 30.0
 _MOST_BODY_BYTES = jsonrpc.MAX_FRAME_BYTES
+
+
+class Carrier(Protocol):
+    """Carries requests to one origin: an `Origin`, as it is or with tokens."""
+
+    def holds(self, url: str) -> bool:
+        """As `Origin.holds`."""
+        ...
+
+    def request(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
+    ) -> AbstractAsyncContextManager[Response]:
+        """As `Origin.request`."""
+        ...
+
+    def close(self) -> None:
+        """As `Origin.close`."""
+        ...
 
 
 class Remote:
@@ -38,7 +57,7 @@ class Remote:
         kind: "sse" is the transport of 2024-11-05.
     """
 
-    def __init__(self, url: str, origin: Origin, headers: Mapping[str, str], kind: Kind) -> None:
+    def __init__(self, url: str, origin: Carrier, headers: Mapping[str, str], kind: Kind) -> None:
         self._url, self._origin, self._headers = url, origin, headers
         self._kind: Kind = kind
         self.is_legacy = kind == "sse"
@@ -61,7 +80,7 @@ class Remote:
 
 class _Exchanges:
     def __init__(
-        self, url: str, origin: Origin, headers: Mapping[str, str], kind: Kind, ears: Ears
+        self, url: str, origin: Carrier, headers: Mapping[str, str], kind: Kind, ears: Ears
     ) -> None:
         self._origin, self._headers, self._ears = origin, headers, ears
         self._url = url

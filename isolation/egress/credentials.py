@@ -37,7 +37,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 COMMAND_SECONDS = 30.0
 _MAX_SECRET_BYTES = 16 << 10
 _LEAST_COVERED_BYTES = 8  # a shorter one is found in any text
-_REFERENCE = re.compile(r"\$\{(secret|file|command):([^{}]+)\}")
+REFERENCE = re.compile(r"\$\{(secret|file|command):([^{}]+)\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +300,7 @@ def read_reference(where: str, reference: str) -> bytes:
 
 
 def _read(where: str, template: str, environment: Mapping[str, str]) -> tuple[bytes, bytes]:
-    references = list(_REFERENCE.finditer(template))
+    references = list(REFERENCE.finditer(template))
     if len(references) != 1:
         raise SetupError(
             f"{where}: value must hold one of ${{secret:NAME}}, ${{file:path}} and ${{command:…}}, "
