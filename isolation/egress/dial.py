@@ -6,17 +6,21 @@ import asyncio
 import errno
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ...policies.addresses import Address, special_class, unmapped
 from ...policies.hosts import Hosts, Verdict, Why
+from .poller import Watcher
 from .sockets import RawStream, Tally
 
 Resolve = Callable[[str], Awaitable[Sequence[Address]]]
 RESOLVE_SECONDS = 10.0
 CONNECT_SECONDS = 10.0  # for each address; SSH and curl wait longer, a model should not
 _MOST_ADDRESSES = 8  # of a name that are tried
+_MOST_REMEMBERED = 1024
+_REMEMBERED_SECONDS = 5.0  # getaddrinfo(3) tells no TTL; a name's owner can move it as fast
 
 
 class Refused(OSError):
@@ -75,6 +79,7 @@ class Dialer:
     def __init__(self, hosts: Hosts, resolve: Resolve) -> None:
         self._hosts = hosts
         self._resolve = resolve
+        self._answered: dict[tuple[str, int], tuple[Address, str, float]] = {}
 
     async def addresses(self, name: str, port: int) -> tuple[list[Address], Verdict]:
         """Where `name` leads and the policy lets it, and the verdict on the first of them.
@@ -101,19 +106,40 @@ class Dialer:
             raise Refused(verdicts[0][1])
         return [a for a, _ in allowed], allowed[0][1]
 
+    def remember(self, name: str, port: int, address: Address, rule: str) -> None:
+        """Keep an address of a name that passed and answered, for `remembered`."""
+        if len(self._answered) >= _MOST_REMEMBERED:
+            self._answered.clear()
+        self._answered[name, port] = (address, rule, time.monotonic() + _REMEMBERED_SECONDS)
+
+    def remembered(self, name: str, port: int) -> tuple[Address, str] | None:
+        """The address that `name` was reached at a moment ago, and by which rule: programs make many
+        connections at once. None when there was none, or it was too long ago."""
+        found = self._answered.get((name, port))
+        if found is None:
+            return None
+        address, rule, until = found
+        if time.monotonic() > until:
+            self.forget(name, port)
+            return None
+        return address, rule
+
+    def forget(self, name: str, port: int) -> None:
+        """It does not answer there any more."""
+        self._answered.pop((name, port), None)
+
     def literal(self, address: Address, port: int) -> Verdict:
         """The policy's word on an address that was asked for as such."""
         return self._hosts.decide_address(address, port, own=_matters(address))
 
     async def connect(
-        self, addresses: Sequence[Address], port: int, what: str, tally: Tally
-    ) -> tuple[RawStream, Address]:
+        self, addresses: Sequence[Address], port: int, what: str, tally: Tally,
+        watcher: Watcher | None = None,
+    ) -> tuple[RawStream, Address]:  # fmt: skip
         """A connection to the first of `addresses` that answers. Raises `Refused`."""
         said = ""
         for address in addresses:
-            family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            stream = RawStream(sock, tally)
+            stream = tcp_stream(address, tally, watcher)
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await stream.connect(str(address), port)
@@ -128,6 +154,13 @@ class Dialer:
                 stream.close()
                 raise
         raise _failed(Why.UPSTREAM_FAILED, f"{what}:{port} could not be reached: {said}")
+
+
+def tcp_stream(address: Address, tally: Tally, watcher: Watcher | None) -> RawStream:
+    """A socket of the host that `address` can be dialled with."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    return RawStream(sock, tally, watcher)
 
 
 def _failed(reason: Why, text: str) -> Refused:

@@ -18,9 +18,9 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ...policies.addresses import Address, unmapped
 from ...policies.hosts import Hosts, Verdict, Why
@@ -35,9 +35,11 @@ from .dial import Dialer, Refused, Resolve, SystemResolver
 from .http import Judgement, Origin
 from .inspect import Interceptor
 from .names import Names, answer, made_up
+from .opening import Opening
+from .poller import Poller
 from .proxy import Proxy
 from .sockets import RawStream
-from .tls import ByteStream
+from .tls import ByteStream, Rewound
 
 if TYPE_CHECKING:
     from ...policies.model import HostRule
@@ -128,11 +130,13 @@ class Gate:
         self._tcp, self._udp, self._dns = (socket.socket(fileno=fd) for fd in doors)
         self._ipv6 = self._tcp.family == socket.AF_INET6
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._poller = Poller()
+        self._live: set[asyncio.Task[None] | Opening] = set()  # connections
+        self._emptied: asyncio.Future[None] | None = None  # done when there are none
         self._closed = False
-        self._listen(self._tcp, self._serve)
-        self._listen(self._dns, self._serve_dns)
-        self._loop.add_reader(self._udp.fileno(), self._on_datagram)
+        self._listen(self._tcp, self._begin)
+        self._listen(self._dns, lambda client: self._spawn(self._serve_dns(client)))
+        self._poller.add_reader(self._udp.fileno(), self._on_datagram)
 
     def decide_name(self, name: str, port: int | None = None) -> Verdict:
         """As `Hosts.decide_name`, for this call."""
@@ -154,10 +158,15 @@ class Gate:
             return
         self._closed = True
         for sock in (self._tcp, self._udp, self._dns):
-            self._loop.remove_reader(sock.fileno())
+            self._poller.remove_reader(sock.fileno())
             sock.close()
-        for task in self._tasks:
-            task.cancel()
+        for one in tuple(self._live):
+            if isinstance(one, Opening):
+                one.abort()
+                self._over(one)
+            else:
+                one.cancel()
+        self._poller.close()
 
     async def aclose(self) -> tuple[Connection, ...]:
         """Close when the sandbox has ended: first what its programs sent is carried out.
@@ -165,58 +174,70 @@ class Gate:
         Returns:
             What its connections did.
         """
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_LAST_SECONDS)
-        tasks = set(self._tasks)
+        if self._live:
+            self._emptied = self._loop.create_future()
+            await asyncio.wait((self._emptied,), timeout=_LAST_SECONDS)
         self.close()
-        if tasks:
-            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._live:
+            await asyncio.gather(*cast(set[asyncio.Task[None]], self._live), return_exceptions=True)
         return self.ledger.connections()
 
-    def _listen(
-        self, door: socket.socket, serve: Callable[[socket.socket], Awaitable[None]]
-    ) -> None:
+    def _listen(self, door: socket.socket, serve: Callable[[RawStream], None]) -> None:
         def ready() -> None:
             for _ in range(64):
                 try:
                     sock, _ = door.accept()
                 except OSError as error:
                     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                        self._loop.remove_reader(door.fileno())
+                        self._poller.remove_reader(door.fileno())
                         self._loop.call_later(_PAUSE_SECONDS, again)
                     return
                 sock.setblocking(False)
-                task = self._loop.create_task(_run(serve, sock))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                serve(RawStream(sock, watcher=self._poller))
 
         def again() -> None:
             if not self._closed:
-                self._loop.add_reader(door.fileno(), ready)
+                self._poller.add_reader(door.fileno(), ready)
 
         again()
 
-    async def _serve(self, sock: socket.socket) -> None:
-        client = RawStream(sock)
+    def _spawn(self, serving: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(serving)
+        self._live.add(task)
+        task.add_done_callback(self._over)
+
+    def _over(self, one: asyncio.Task[None] | Opening) -> None:
+        self._live.discard(one)
+        if self._emptied is not None and not self._live and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    def _begin(self, client: RawStream) -> None:
         try:
-            host, port = sock.getsockname()[:2]
-            address = unmapped(host)
-            if len(self._tasks) > _MOST_OPEN:
-                entry = self.ledger.begin("direct", address=str(address), port=port)
-                text = f"over {_MOST_OPEN} connections at once; close some first"
-                entry.refuse(Verdict(allowed=False, reason=Why.TOO_MANY_CONNECTIONS, text=text))
-                entry.end()
-                client.abort()
-            elif port == GATE_PORT and address.is_loopback:
-                await self._proxy.serve(client)
-            else:
-                await self._direct(client, address, port)
+            host, port = client.sock.getsockname()[:2]
+        except OSError:
+            client.abort()
+            return
+        address = unmapped(host)
+        if len(self._live) >= _MOST_OPEN:
+            entry = self.ledger.begin("direct", address=str(address), port=port)
+            text = f"over {_MOST_OPEN} connections at once; close some first"
+            entry.refuse(Verdict(allowed=False, reason=Why.TOO_MANY_CONNECTIONS, text=text))
+            entry.end()
+            client.abort()
+        elif port == GATE_PORT and address.is_loopback:
+            self._spawn(self._serve_proxy(client))
+        else:
+            self._direct(client, address, port)
+
+    async def _serve_proxy(self, client: RawStream) -> None:
+        try:
+            await self._proxy.serve(client)
         except OSError:
             client.abort()
         finally:
             client.close()
 
-    async def _direct(self, client: RawStream, address: Address, port: int) -> None:
+    def _direct(self, client: RawStream, address: Address, port: int) -> None:
         """A program that knows nothing of the gate: `address` is what it connected to."""
         name = self._names.name_of(address) if made_up(address) else None
         if name is not None:
@@ -225,19 +246,42 @@ class Gate:
         else:
             entry = self.ledger.begin("direct", address=str(address), port=port)
             verdict = self.decide_literal(address, port)
-        try:
-            if verdict.allowed:
-                entry.rule = verdict.rule
-                await self.carry(client, entry, None if name is not None else address)
-            else:
-                entry.refuse(verdict)
-                client.abort()
-        finally:
+        if not verdict.allowed:
+            entry.refuse(verdict)
             entry.end()
+            client.abort()
+            return
+        entry.rule = verdict.rule
+        opening = Opening(
+            client, entry, None if name is not None else address, dialer=self.egress.dialer,
+            opaque=not self.egress.hosts.reads_requests(name or str(address), port),
+            on_left=self._left,
+        )  # fmt: skip
+        self._live.add(opening)
+        opening.start()
+
+    def _left(self, opening: Opening, first: bytes | None) -> None:
+        if first is None:
+            opening.entry.end()
+        else:
+            self._spawn(self._go_on(opening, first))
+        self._over(opening)
+
+    async def _go_on(self, opening: Opening, first: bytes) -> None:
+        """Serve a connection that wants more than callbacks, of which `first` was read."""
+        client = opening.client
+        try:
+            stream = Rewound(client, first) if first else client
+            await self.carry(stream, opening.entry, opening.literal, hushed=not first)
+        except OSError:
+            client.abort()
+        finally:
+            opening.entry.end()
+            client.close()
 
     async def carry(
         self, client: ByteStream, entry: Entry, literal: Address | None, *,
-        early: ByteStream | None = None, single: bool = False,
+        early: ByteStream | None = None, single: bool = False, hushed: bool = False,
     ) -> None:  # fmt: skip
         """Serve a connection whose name or address, and port, are allowed; closes it.
 
@@ -246,7 +290,7 @@ class Gate:
             entry: Its account; names what was asked for.
             literal: The address that was asked for; None where it was `entry.name`.
             early: A connection to the server that is there already.
-            single: As in `Interceptor.serve`.
+            single, hushed: As in `Interceptor.serve`.
         """
         host = entry.name if literal is None else str(literal)
         ready = [early] if early is not None else []
@@ -258,7 +302,7 @@ class Gate:
 
             await self.egress.interceptor.serve(
                 client, host, entry.port, dial=next_connection, decide=self.egress.decide,
-                on_exchange=entry.exchanged, single=single,
+                on_exchange=entry.exchanged, single=single, hushed=hushed,
                 opaque=not self.egress.hosts.reads_requests(host, entry.port),
             )  # fmt: skip
         finally:
@@ -277,12 +321,14 @@ class Gate:
                     entry.rule = verdict.rule
                     found[:] = allowed
                 what = entry.name or str(literal)
-                stream, address = await dialer.connect(found, entry.port, what, entry)
+                stream, address = await dialer.connect(found, entry.port, what, entry, self._poller)
             except Refused as error:
                 entry.refuse(error.verdict)
                 raise
             found[:] = [address]
             entry.address = str(address)
+            if literal is None:
+                dialer.remember(entry.name, entry.port, address, entry.rule)
             return stream
 
         return dial
@@ -307,9 +353,8 @@ class Gate:
                 with contextlib.suppress(OSError):
                     self._udp.sendmsg([said], source, 0, peer)
 
-    async def _serve_dns(self, sock: socket.socket) -> None:
+    async def _serve_dns(self, client: RawStream) -> None:
         """DNS over TCP: each message after its length in two bytes. RFC 7766."""
-        client = RawStream(sock)
         held = b""
         try:
             while data := await client.read(_MOST_DNS_BYTES):
@@ -339,10 +384,3 @@ _PACKET_INFO = (
     (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO),
     (socket.IPPROTO_IP, libc.IP_PKTINFO),
 )
-
-
-async def _run(serve: Callable[[socket.socket], Awaitable[None]], sock: socket.socket) -> None:
-    try:
-        await serve(sock)
-    finally:
-        sock.close()

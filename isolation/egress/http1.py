@@ -22,7 +22,7 @@ import h11
 
 from .credentials import Cover
 from .http import Admitted, Inspector, Refused, Request, forwarded
-from .sockets import relay
+from .relay import relay
 from .tls import CHUNK_BYTES, ByteStream
 
 MAX_HEAD_BYTES = 128 << 10

@@ -31,7 +31,7 @@ from .http import Decide, Inspector, OnExchange, Origin
 from .http1 import Dial, Http1
 from .http2 import Http2
 from .http2_side import PREFACE
-from .sockets import relay
+from .relay import relay
 from .tls import (
     CHUNK_BYTES,
     ByteStream,
@@ -44,7 +44,7 @@ from .tls import (
     read_hello,
 )
 
-_HUSH_SECONDS = 0.01  # then the server may be one that speaks first
+HUSH_SECONDS = 0.01  # then the server may be one that speaks first
 _TLS_HANDSHAKE = 0x16  # RFC 8446 section 5.1
 _REQUEST_LINE = re.compile(rb"\r?\n?[A-Z]{1,24}(?: |$)")
 
@@ -81,6 +81,7 @@ class Interceptor:
         on_exchange: OnExchange,
         opaque: bool,
         single: bool = False,
+        hushed: bool = False,
     ) -> None:
         """Serve one connection until it ends, and close it.
 
@@ -93,10 +94,11 @@ class Interceptor:
             on_exchange: Told of every request, and of what went wrong before the first.
             opaque: Whether what is neither TLS nor HTTP may pass unseen.
             single: Whether only one request of HTTP in the clear is served.
+            hushed: Whether the program has had its time to speak first, and has not.
         """
         line = _Line(dial)
         try:
-            first = await self._first_bytes(client, line, opaque)
+            first = await self._first_bytes(client, line, opaque, hushed)
             if first is None:  # the server spoke first
                 await self._unseen(client, line)
                 return
@@ -108,7 +110,7 @@ class Interceptor:
             inspector = Inspector(origin, decide, self.vault, on_exchange)
             if is_tls:
                 await self._tls(stream, inspector, line)
-            elif PREFACE.startswith(first[: len(PREFACE)]):
+            elif _speaks_http2(first):
                 await Http2(stream, line.dial, inspector).serve()
             elif _REQUEST_LINE.match(first):
                 await Http1(stream, line.dial, inspector, single=single).serve()
@@ -134,13 +136,15 @@ class Interceptor:
         finally:
             await server.aclose()
 
-    async def _first_bytes(self, client: ByteStream, line: _Line, opaque: bool) -> bytes | None:
+    async def _first_bytes(
+        self, client: ByteStream, line: _Line, opaque: bool, hushed: bool
+    ) -> bytes | None:
         """What the program says first; None when the server has spoken before it."""
         if not opaque:
             return await client.read(CHUNK_BYTES)
         # Most programs speak at once, and then there is no need to listen to both.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_HUSH_SECONDS):
+            async with asyncio.timeout(0 if hushed else HUSH_SECONDS):
                 return await client.read(CHUNK_BYTES)
         read = asyncio.create_task(client.read(CHUNK_BYTES))
         spoken = asyncio.create_task(line.spoken())
@@ -239,6 +243,15 @@ class Interceptor:
         except BaseException:
             raw.abort()
             raise
+
+
+def is_unreadable(first: bytes) -> bool:
+    """Whether a connection that begins so is neither TLS nor HTTP."""
+    return not (first[0] == _TLS_HANDSHAKE or _speaks_http2(first) or _REQUEST_LINE.match(first))
+
+
+def _speaks_http2(first: bytes) -> bool:
+    return PREFACE.startswith(first[: len(PREFACE)])
 
 
 class _Line:

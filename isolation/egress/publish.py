@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ..errors import SetupError
 from .connections import Ledger
-from .sockets import RawStream, relay
+from .relay import relay
+from .sockets import RawStream
 
 Inside = tuple[Ledger, Callable[[], Awaitable[socket.socket]]]
 _MOST_OPEN = 1024  # connections at once

@@ -16,7 +16,8 @@ import pytest
 
 from purplebox.isolation import SetupError
 from purplebox.isolation.egress import dial
-from purplebox.isolation.egress.sockets import RawStream, relay
+from purplebox.isolation.egress.relay import relay
+from purplebox.isolation.egress.sockets import RawStream
 from purplebox.policies.hosts import Why
 
 if TYPE_CHECKING:

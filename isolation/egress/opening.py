@@ -1,0 +1,140 @@
+"""A connection that waits for nobody: carried by callbacks, without a task of its own.
+
+Most programs send their first bytes at once, and to a server that was reached a moment ago. What those
+bytes are is looked at here. What can be read (TLS, HTTP), wants a question to a name server, or fails
+goes to a task, with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ...policies.addresses import Address
+from .connections import Entry
+from .dial import CONNECT_SECONDS, Dialer, tcp_stream
+from .inspect import HUSH_SECONDS, is_unreadable
+from .relay import Relay
+from .sockets import RawStream
+from .tls import CHUNK_BYTES
+
+
+class Opening:
+    """One connection of a program, allowed by its name or literal address.
+
+    Args:
+        client: The program's end.
+        entry: Its account.
+        literal: The address that was asked for; None where it was `entry.name`.
+        dialer: Knows where servers were reached.
+        opaque: Whether what is neither TLS nor HTTP may pass unseen.
+        on_left: Called once, not before `start`: with the bytes that were read, for a task to go on
+            with; with None when the connection is over.
+    """
+
+    def __init__(
+        self, client: RawStream, entry: Entry, literal: Address | None, *, dialer: Dialer,
+        opaque: bool, on_left: Callable[[Opening, bytes | None], None],
+    ) -> None:  # fmt: skip
+        self.client = client
+        self.entry = entry
+        self.literal = literal
+        self._dialer = dialer
+        self._opaque = opaque
+        self._on_left = on_left
+        self._first = b""
+        self._address = literal
+        self._server: RawStream | None = None
+        self._relay: Relay | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Look at what has come, or wait for it."""
+        if not self._look():
+            self.client.watcher.add_reader(self.client.fd, self._look)
+            if self._opaque:  # the server may be one that speaks first
+                self._in(HUSH_SECONDS)
+
+    def abort(self) -> None:
+        """Cut it; `on_left` is not called."""
+        self._stop()
+        self.client.abort()
+        if self._server is not None:
+            self._server.abort()
+
+    def _look(self) -> bool:
+        try:
+            self._first = self.client.sock.recv(CHUNK_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # reset: as ended before it said anything
+        self._stop()
+        if not self._first:
+            self.client.close()
+            self._on_left(self, None)
+        elif self._opaque and is_unreadable(self._first) and self._known():
+            self._dial()
+        else:
+            self._leave()
+        return True
+
+    def _known(self) -> bool:
+        if self._address is None:
+            found = self._dialer.remembered(self.entry.name, self.entry.port)
+            if found is not None:
+                self._address, self.entry.rule = found
+        return self._address is not None
+
+    def _dial(self) -> None:
+        assert self._address is not None
+        self._server = tcp_stream(self._address, self.entry, self.client.watcher)
+        if not self._connect():
+            self._server.watcher.add_writer(self._server.fd, self._connect)
+            self._in(CONNECT_SECONDS)
+
+    def _connect(self) -> bool:
+        assert self._server is not None
+        address = str(self._address)
+        try:
+            if not self._server.connected(address, self.entry.port):
+                return False
+        except OSError:
+            self._dialer.forget(self.entry.name, self.entry.port)
+            self._leave()
+            return True
+        self._stop()
+        self.entry.address = address
+        self._relay = Relay(self.client, self._server, self._ended)
+        self._relay.start(self._first)
+        return True
+
+    def _ended(self, error: OSError | None) -> None:
+        if error is None:
+            assert self._server is not None
+            self.client.close()
+            self._server.close()
+        else:
+            self.abort()
+        self._on_left(self, None)
+
+    def _leave(self) -> None:
+        self._stop()
+        if self._server is not None:
+            self._server.close()
+        self._on_left(self, self._first)
+
+    def _in(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._leave)
+
+    def _stop(self) -> None:
+        """Wait for nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._relay is not None:
+            self._relay.stop()
+        for stream in (self.client, self._server):
+            if stream is not None and not stream.closed:
+                stream.watcher.remove_reader(stream.fd)
+                stream.watcher.remove_writer(stream.fd)

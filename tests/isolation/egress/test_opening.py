@@ -1,0 +1,102 @@
+"""Connections that are carried by callbacks: remembered servers, and when they are remembered no more."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from purplebox.isolation.egress.poller import Poller
+from purplebox.policies.hosts import Why
+
+if TYPE_CHECKING:
+    from .conftest import Net
+
+pytestmark = pytest.mark.anyio
+# What is sent looks like neither TLS nor HTTP; each line of stdin is one connection.
+CLIENT = """
+import socket, sys
+for line in sys.stdin:
+    with socket.create_connection(("a.test", int(sys.argv[1])), 10) as s:
+        try:
+            s.sendall(b"\\0" + line.encode())
+            s.shutdown(socket.SHUT_WR)
+            print(len(s.makefile("rb").read()), flush=True)
+        except OSError as error:
+            print(error.strerror, flush=True)
+"""
+
+
+async def test_a_server_that_was_reached_a_moment_ago_is_not_looked_up_again(net: Net) -> None:
+    server = await net.echo()
+    net.names["a.test"] = ["127.0.0.1"]
+    policy = net.policy({"host": "a.test", "ports": [server.port]})
+    async with net.engine(policy) as engine:
+        argv = ["python3", "-c", CLIENT, str(server.port)]
+        result = await engine.run(argv, stdin=b"x\n" * 5)
+    assert result.stdout.split() == [b"3"] * 5, result.stderr
+    assert net.asked == ["a.test"]
+    assert server.connections == 5
+    assert [(c.address, c.bytes_out, c.bytes_in, c.rule) for c in result.connections] == [
+        ("127.0.0.1", 3, 3, "network.allow[0]")
+    ] * 5
+
+
+async def test_a_server_that_has_moved_is_looked_up_again(net: Net) -> None:
+    old = await net.serve(_hang_up, host="127.0.0.1")
+    net.names["a.test"] = ["127.0.0.1"]
+    policy = net.policy({"host": "a.test", "ports": [old.port]})
+    async with net.engine(policy) as engine:
+        argv = ["python3", "-c", CLIENT, str(old.port)]
+        first = await engine.run(argv, stdin=b"x\n")
+        await net.stack.aclose()
+        listening = await asyncio.start_server(_hang_up, "127.0.0.2", old.port)
+        net.names["a.test"] = ["127.0.0.2"]
+        async with listening:
+            moved = await engine.run(argv, stdin=b"x\n")
+        net.names["a.test"] = ["10.0.0.1"]  # and where it may not lead
+        refused = await engine.run(argv, stdin=b"x\n")
+    assert [c.address for c in first.connections] == ["127.0.0.1"]
+    assert [(c.address, c.reason) for c in moved.connections] == [("127.0.0.2", Why.NONE)]
+    assert [c.reason for c in refused.connections] == [Why.ADDRESS_NOT_ALLOWED]
+    assert net.asked == ["a.test"] * 3
+
+
+async def _hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def test_a_poller_calls_for_what_is_watched_and_for_nothing_after() -> None:
+    poller = Poller()
+    ours, theirs = socket.socketpair()
+    called = asyncio.Event()
+    calls: list[str] = []
+
+    def note(what: str) -> None:
+        calls.append(what)
+        called.set()
+
+    async def wait() -> None:
+        called.clear()
+        await asyncio.wait_for(called.wait(), 10)
+
+    with ours, theirs:
+        poller.add_writer(ours.fileno(), note, "write")
+        await wait()
+        assert set(calls) == {"write"}
+        poller.add_reader(ours.fileno(), note, "read")
+        assert poller.remove_writer(ours.fileno())
+        assert not poller.remove_writer(ours.fileno())
+        calls.clear()
+        theirs.send(b"x")
+        await wait()
+        assert set(calls) == {"read"}
+        poller.close()
+        calls.clear()
+        await asyncio.sleep(0)
+        assert calls == []
+        assert not poller.remove_reader(ours.fileno())
+        with pytest.raises(ConnectionAbortedError):
+            poller.add_reader(ours.fileno(), note, "read")
