@@ -181,6 +181,8 @@ def _why_not(engine: Engine, one: Attack) -> str:
             continue
         if status.status == "none" or (layer == "cgroup" and status.status != "full"):
             return f"not enforced on this host: {status.reason}"
+    if engine.policy.user == "root" and one.layer == "capabilities":
+        return "the policy says user: root"
     if one.name == "more_processes" and engine.policy.resources.processes is None:
         return "the policy has no resources.processes"
     return ""

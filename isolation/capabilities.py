@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection
 
 from . import libc
 
 
-def drop_bounding_set() -> None:
-    """Make execve(2) unable to give any capability to this thread and all that it starts.
+def drop_bounding_set(keep: Collection[int] = ()) -> None:
+    """Make execve(2) unable to give any capability but `keep` to this thread and all that it starts.
 
     Capabilities held stay held until `drop_all`. Costs forty system calls, so the zygote does it
     once for all its sandboxes.
@@ -16,7 +17,7 @@ def drop_bounding_set() -> None:
     Raises:
         OSError: the kernel refused; nothing may run after that.
     """
-    for number in range(64):
+    for number in (n for n in range(64) if n not in keep):
         try:
             libc.prctl(libc.PR_CAPBSET_DROP, number)
         except OSError as error:

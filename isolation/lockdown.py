@@ -88,7 +88,8 @@ def start_pid_1(
         bpf: A file that holds the seccomp filter.
         groups: From `Cgroup.open_procs`; empty where there is no cgroup. Then it gets a user
             namespace of its own, for RLIMIT_NPROC counts processes per user namespace and id since
-            Linux 5.14, and one sandbox's must not be another's.
+            Linux 5.14, and one sandbox's must not be another's. (Not with several ids: it could
+            map one only.)
 
     Returns:
         Its pid, in the zygote's namespace.
@@ -97,7 +98,7 @@ def start_pid_1(
     """
     os.chdir(plan.workspace or HOME)
     program = os.path.exists(pid1.PATH)
-    if not groups or not program:
+    if not (groups or plan.id_maps) or not program:
         return _fork_pid_1(plan, fds, [ruleset, bpf, *groups], program=program)
     actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]] = []
     for target, source in enumerate([*fds, ruleset, bpf, *groups]):
@@ -130,7 +131,7 @@ def _fork_pid_1(
         os.close(reader)
         return pid
     try:
-        if not groups:
+        if not (groups or plan.id_maps):
             ids = os.geteuid(), os.getegid()
             libc.unshare(libc.CLONE_NEWUSER)
             write_id_maps(*ids, *ids)

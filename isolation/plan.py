@@ -129,6 +129,7 @@ class Plan(NamedTuple):
         network: Whether the gateway is to hold the way out of each sandbox; else there is none.
         files: Small files of the view, by absolute path, that take the place of the host's.
         devices: Nodes beyond /dev/null and its like.
+        id_maps: How several ids are mapped (subordinate.py); empty: there is one.
         namespaces: Whether sandboxes have any; else Landlock, seccomp and rlimits are all (warden.py).
     """
 
@@ -151,6 +152,7 @@ class Plan(NamedTuple):
     network: bool = False
     files: Mapping[str, str] = MappingProxyType({})
     devices: tuple[str, ...] = ()
+    id_maps: tuple[str, ...] = ()
     namespaces: bool = True
 
     def to_json(self) -> bytes:
@@ -199,7 +201,7 @@ def compile_plan(
             not compile, or there are no namespaces and the policy does not accept that; the text
             names the key.
     """
-    from . import fallback
+    from . import fallback, subordinate
     from .devices import grant_gpus
     from .seccomp import compile_filter
 
@@ -240,6 +242,7 @@ def compile_plan(
         devices, facts = grant_gpus(policy.devices.gpu)
     except ValueError as error:
         raise SetupError(str(error)) from error
+    maps = subordinate.id_maps() if policy.user == "root" and namespaces else ()
     resources = policy.resources
     network = not policy.network.isolated
     files = NETWORK_FILES if network else {}
@@ -261,6 +264,7 @@ def compile_plan(
         seccomp=binascii.b2a_base64(program, newline=False).decode(),
         environment={
             **_environment(policy),
+            **(dict.fromkeys(("USER", "LOGNAME"), "root") if maps else {}),
             **(dict.fromkeys(TRUST_VARIABLES, TRUSTED) if authority else {}),
             **({"NODE_EXTRA_CA_CERTS": AUTHORITY} if authority else {}),
             **(variables or {}),
@@ -269,6 +273,7 @@ def compile_plan(
         network=network,
         files=files,
         devices=devices,
+        id_maps=maps,
         namespaces=namespaces,
         memory_bytes=resources.memory_bytes,
         cpu_cores=resources.cpu_cores,

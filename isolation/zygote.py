@@ -29,6 +29,7 @@ from .netns import probe_doors, socket_inside
 from .oom import OutOfMemory
 from .plan import INSIDE_ID, ORDER_BYTES, UNUSED_ID, Plan
 from .slot import Slot
+from .subordinate import KEPT, unshare_mapped
 from .warden import WardedSlot, stay
 from .watcher import Watcher
 
@@ -76,8 +77,9 @@ def _enter(plan: Plan, channels: tuple[socket.socket, ...]) -> None:
         _unshare(spaces)
         write_id_maps(uid, gid, INSIDE_ID, INSIDE_ID)
     else:
-        _unshare(spaces)
-        write_id_maps(uid, gid, INSIDE_ID, INSIDE_ID)
+        _unshare(spaces, plan.id_maps)
+        if not plan.id_maps:
+            write_id_maps(uid, gid, INSIDE_ID, INSIDE_ID)
         build_root(plan, owner_id=None)
     pid = os.fork()
     if pid:
@@ -90,13 +92,16 @@ def _enter(plan: Plan, channels: tuple[socket.socket, ...]) -> None:
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
     # Inherited by all that is started here; lockdown.py does the rest.
-    capabilities.drop_bounding_set()
+    capabilities.drop_bounding_set(KEPT if plan.id_maps else ())
     capabilities.set_no_new_privs()
 
 
-def _unshare(flags: int) -> None:
+def _unshare(flags: int, maps: tuple[str, ...] = ()) -> None:
     try:
-        libc.unshare(flags)
+        if maps:
+            unshare_mapped(flags, maps)
+        else:
+            libc.unshare(flags)
     except OSError as error:
         raise SetupError(
             f"no namespaces can be had here ({error}); allow user namespaces (`purple doctor` says how), "

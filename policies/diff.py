@@ -197,6 +197,7 @@ def _rate(value: int) -> str:
 
 
 _KEYS: dict[str, Callable[[Any, Any], Iterator[_Found]]] = {
+    "user": _choice("commands run as", "agent", "root"),
     "filesystem.workspace": _choice("the workspace", "none", "read", "overlay", "write"),
     "filesystem.read": _grants("may read {}", "may no longer read {}"),
     "filesystem.write": _grants("may write {}", "may no longer write {}"),

@@ -357,6 +357,9 @@ class Policy(_Section):
     name: str = Field(min_length=1)
     description: str = ""
     extends: str | None = None
+    # `root` is root of the sandbox's own user namespace, with the caller's subordinate ids, where it has
+    # any (isolation/subordinate.py); else one id that is not root's, as for `agent`.
+    user: Literal["agent", "root"] = "agent"
     filesystem: Filesystem = Filesystem()
     syscalls: Syscalls = Syscalls()
     capabilities: Capabilities = Capabilities()
@@ -398,4 +401,9 @@ class Policy(_Section):
         said = [
             f"{key} is not enforced by this version; remove it" for present, key in found if present
         ]
+        if self.user == "root" and self.filesystem.workspace == "write" and self.filesystem.protect:
+            said.append(
+                "user: root can give what is protected to ids over which the gateway has no power; set "
+                "filesystem.protect: [], or filesystem.workspace: read with what may be written in .write"
+            )
         return [*said, *self.network.contradictions()]
