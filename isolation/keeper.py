@@ -29,6 +29,7 @@ from . import libc
 from .cgroup import Cgroup, Hierarchy
 from .descriptors import receive
 from .plan import Plan
+from .warden import remove_places
 from .zygote import become_zygote
 
 
@@ -68,6 +69,8 @@ def main(fd: int) -> None:
         with contextlib.suppress(ChildProcessError):
             while os.wait():
                 pass
+        if not plan.namespaces:
+            remove_places(os.getpid())
         hierarchy.close()
 
 

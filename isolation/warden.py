@@ -256,6 +256,14 @@ def _threads_of(uid: int) -> Iterable[str]:
                 yield from os.listdir(f"/proc/{name}/task")
 
 
+def remove_places(keeper: int) -> None:
+    """Delete what zygotes and wardens of a keeper have left when they were killed; all have ended."""
+    for entry in list(os.scandir(os.path.dirname(_PLACE))):
+        own = entry.name.startswith(f"{os.path.basename(_PLACE)}{keeper}-")
+        if own and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+            remove(entry.path)
+
+
 def remove(place: str) -> None:
     """Delete a directory of a sandbox's; its processes must have ended."""
     for directory, _, _ in os.walk(place):  # top-down: each is made readable before it is read
