@@ -232,3 +232,31 @@ def test_attacks_on_what_is_left_are_refused(private_home: Path) -> None:
     assert "skipped" in said["namespaces"] and "skipped" in said["mounts"]
     for layer in ("capabilities", "landlock", "seccomp", "network", "environment"):
         assert said[layer].split()[1] == "held", said[layer]
+
+
+TALK = """
+async def main():
+    async with Engine(Policy.model_validate_json(sys.argv[2]), Path(sys.argv[3])) as engine:
+        async with await engine.start(["sh", "-c", "read x; echo got $x; sleep 60"]) as process:
+            await process.stdin.send(b"it\\n")
+            print((await process.stdout.receive()).decode(), end="")
+            process.terminate()
+            print((await process.wait()).signal)
+        async with await engine.start(["sleep", "60"]) as process:
+            process.terminate()
+            print((await process.wait()).signal)
+        async with await engine.start(["sh", "-c", "sleep 60 & echo on; wait"]) as process:
+            await process.stdout.receive()
+        print(process.result.signal)
+
+no_namespaces(int(sys.argv[1]))
+asyncio.run(main())
+"""
+
+
+def test_a_process_is_talked_with(workspace: Path) -> None:
+    words = ["1000", accepting(*ALL).model_dump_json(by_alias=True), str(workspace)]
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT + TALK, *words], capture_output=True, text=True, check=False
+    )
+    assert (ran.stdout.split(), ran.returncode) == (["got", "it", "15", "15", "9"], 0), ran.stderr
