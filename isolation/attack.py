@@ -79,8 +79,9 @@ ATTACKS: tuple[Attack, ...] = (
          "file_handles", "kernel_programs", "administration", "socket_families", "netlink_families"),
     *_of("seccomp", "EPERM EACCES", "type_into_the_terminal"),
     *_of("seccomp", "ENOSYS", "clone3"),
-    # A kernel without the 32-bit entry ends it by another signal.
-    *_of("seccomp", "SIGSYS SIGSEGV", "foreign_entry", "x32_entry"),
+    # A kernel without the 32-bit entry ends it by another signal, or takes it for the 64-bit one (user-mode
+    # Linux), whose number 20 is writev(2).
+    *_of("seccomp", "SIGSYS SIGSEGV EBADF", "foreign_entry", "x32_entry"),
     *_of("cgroup", "EAGAIN", "more_processes", needs=("cgroup",)),
     *_of("network", "ECONNREFUSED ECONNRESET ENETUNREACH EHOSTUNREACH ETIMEDOUT EACCES EPERM", "reach_the_hosts_loopback", "reach_the_network"),
     *_of("network", "none EPERM", "see_interfaces"),

@@ -346,6 +346,8 @@ def foreign_entry() -> object:
     page.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")  # mov eax, 20; int 0x80; ret
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     answer = ctypes.CFUNCTYPE(ctypes.c_int)(address)()
+    if answer < 0:
+        raise OSError(-answer, "int 0x80")
     return None if answer == os.getpid() else f"answers {answer}"
 
 

@@ -134,6 +134,7 @@ def own_devices(stage, real):
     libc.mount("stage", stage, "tmpfs", 0, "mode=755")
     for name in ("shm", "pts", "dri"):
         os.mkdir(f"{stage}/{name}")
+    libc.mount("/dev/shm", f"{stage}/shm", None, libc.MS_BIND)  # the workspace may be there
     same = {name: name for name in ("null", "zero", "full", "random", "urandom")}
     others = {"nvidia0": "zero", "nvidia1": "full", "nvidiactl": "null", "nvidia-uvm": "null", "nvidia-modeset": "null"}
     for name, source in {**same, **others}.items():
