@@ -1,29 +1,36 @@
 """The keeper: the process between the gateway and a policy's sandboxes, on the host's side.
 
 Theory of operation
-    gateway ──socket── keeper ──fork── zygote ──posix_spawn── pid 1 ──vfork── command
-       ├──────────────socket──────────────┘                    │
-       └──────────────socket───────────────────────────────────┘
+    gateway ──door── fork server ──fork── keeper ──fork── zygote ──posix_spawn── pid 1 ──vfork── command
+       ├──────────────socket────────────────┘               │                      │
+       ├──────────────socket────────────────────────────────┘                      │
+       └──────────────socket───────────────────────────────────────────────────────┘
 
-    The gateway starts one keeper per policy and workspace, never forks itself, and hands it the
-    plan and a socket for the zygote. The keeper forks the zygote, which enters its user, mount and
-    pid namespaces and builds the root view once, and from then on serves the gateway directly. The
-    keeper's part is what the zygote cannot see any more: it makes a cgroup when the gateway says
-    so, hands the zygote the files by which processes are moved in, and removes it again. When the
-    gateway dies, its socket reads end-of-file: the keeper kills the zygote, whose pid namespace
-    takes every sandbox along, and removes the cgroups. That is why it is a process of its own: a
-    gateway killed by SIGKILL could clean nothing up.
+    The gateway never forks itself. It starts one fork server (forkserver.py) for all its engines,
+    which has one keeper with its zygote forked ahead: both wait, having seen no policy yet. The
+    keeper takes a request from the door, which both it and the zygote then close: what is one
+    engine's, its channels, plan and descriptors, no other's processes have ever had. It is handed a
+    plan, and a socket for the zygote, which enters its user, mount and pid namespaces and builds the
+    root view once, and from then on serves the gateway directly. The keeper's part is what the
+    zygote cannot see any more: it makes a cgroup when the gateway says so, hands the zygote the
+    files by which processes move in, and removes it again. When the gateway closes its end or dies,
+    the keeper's socket reads end-of-file: it kills the zygote, whose pid namespace takes every
+    sandbox along, removes the cgroups, and closes its own end, which is how the gateway knows. That
+    is why it is a process of its own: a gateway killed by SIGKILL could clean nothing up.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import select
 import signal
 import socket
 import sys
+import time
+from typing import NoReturn
 
 from . import libc
 from .cgroup import Cgroup, Hierarchy
@@ -32,34 +39,83 @@ from .plan import Plan
 from .warden import remove_places
 from .zygote import become_zygote
 
+_PAUSE_SECONDS = 0.005  # about as long as a first call, which the next forks must not slow down
+
 
 def main(fd: int) -> None:
-    """Serve the gateway on `fd` (SOCK_SEQPACKET) until it closes. Runs as a program."""
+    """Be the fork server for the gateway at `fd`, SOCK_SEQPACKET, until that is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the payload
-    gateway = socket.socket(fileno=fd)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are not waited for
+    door = socket.socket(fileno=fd)
+    gc.freeze()  # a collector that writes to what it finds would have forks copy it
+    while True:
+        taken, taker = os.pipe2(os.O_CLOEXEC)
+        if os.fork() == 0:
+            os.close(taken)
+            _become_keeper(door, taker)
+        os.close(taker)
+        was_taken = os.read(taken, 1)  # or it died
+        os.close(taken)
+        if not was_taken and _is_closed(door):
+            return
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _is_closed(door: socket.socket) -> bool:
+    try:
+        return not door.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+
+
+def _become_keeper(door: socket.socket, taker: int) -> NoReturn:
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        zygote = os.fork()
+        if zygote == 0:
+            for channel in (door, ours):
+                channel.close()
+            os.close(taker)
+            become_zygote(theirs)
+        theirs.close()
+        _, fds = receive(door, 16, 2)
+        if fds:
+            with contextlib.suppress(BrokenPipeError):  # the server was killed: we are the last
+                os.write(taker, b"t")
+            os.close(taker)
+            door.close()
+            os.dup2(fds[1], 2)
+            os.close(fds[1])
+            _keep(socket.socket(fileno=fds[0]), ours, zygote)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        os._exit(0)
+
+
+def _keep(gateway: socket.socket, ours: socket.socket, zygote: int) -> None:
+    """Serve one engine until its gateway or its zygote has ended."""
     text, fds = receive(gateway, 1 << 20, 1)
+    if not text:
+        return  # and so does the zygote
+    with contextlib.suppress(ConnectionError):  # should it have died: that is heard below
+        socket.send_fds(ours, [text], fds)
+    os.close(fds[0])
     plan = Plan.from_json(text)
-    to_gateway = socket.socket(fileno=fds[0])
     hierarchy = Hierarchy(plan)
     if not plan.namespaces:  # what outlives the zygote becomes a child of ours
         libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    zygote = os.fork()
-    if zygote == 0:
-        ours.close()
-        gateway.close()
-        become_zygote(theirs, to_gateway, plan, rlimits=hierarchy.version == 0)
-    theirs.close()
-    to_gateway.close()
     try:
         hello = ours.recv(1 << 16) or b'{"error": "the zygote died; see stderr"}'
         facts = json.loads(hello)
+        facts["keeper"] = os.getpid()
         facts["cgroup"] = {"version": hierarchy.version, "reason": hierarchy.reason}
         facts["cgroup"]["bases"] = hierarchy.bases
         facts["landlock_abi"] = plan.landlock_abi
-        gateway.send(json.dumps(facts).encode())
-        if "error" not in facts:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the gateway is gone
+        with contextlib.suppress(ConnectionError):  # the gateway is gone
+            gateway.send(json.dumps(facts).encode())
+            if "error" not in facts:
                 _Keeper(gateway, ours, plan, hierarchy).serve()
     finally:
         ours.close()

@@ -8,11 +8,8 @@ import errno
 import json
 import signal
 import socket
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from . import pid1
@@ -20,6 +17,7 @@ from .cgroup import Cgroup
 from .command import Command, not_found
 from .descriptors import receive
 from .errors import SetupError
+from .forkserver import FORK_SERVER
 from .marks import Marks
 from .netns import DOORS
 from .plan import ORDER_BYTES, Plan
@@ -35,7 +33,7 @@ class Link:
     """One keeper with its zygote."""
 
     def __init__(self) -> None:
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._keeper = 0  # its pid, while there is one
         self._to_keeper: socket.socket
         self._to_zygote: socket.socket
         self._numbers = 0
@@ -47,7 +45,7 @@ class Link:
         self._wanted: deque[asyncio.Future[socket.socket]] = deque()  # see `socket_inside`
         self._turns = asyncio.Semaphore(_MAX_SPAWNING)
         self._end_by = signal.SIGKILL
-        self._dead = False
+        self._dead = self._opened = False
 
     async def open(self, plan: Plan) -> dict[str, Any]:
         """Start the keeper and the zygote; returns what they found: `cgroup`, `landlock_abi`.
@@ -59,25 +57,31 @@ class Link:
             self._end_by = signal.SIGTERM
         self._to_keeper, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._to_zygote, ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # An empty environment: /proc/1/environ inside has nothing to show.
-        self._keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _program(theirs.fileno())],
-            pass_fds=[theirs.fileno()], env={}, stdin=subprocess.DEVNULL, start_new_session=True,
-            cwd="/",
-        )  # fmt: skip
-        theirs.close()
+        try:
+            FORK_SERVER.have_keeper(theirs)
+        except OSError as error:
+            for channel in (self._to_keeper, self._to_zygote, ends):
+                channel.close()
+            raise SetupError(f"no process for sandboxes can be started: {error}") from error
+        finally:
+            theirs.close()
         for channel in (self._to_keeper, self._to_zygote):
             channel.setblocking(False)
         loop = asyncio.get_running_loop()
-        socket.send_fds(self._to_keeper, [plan.to_json()], [ends.fileno()])
-        ends.close()
-        said = await loop.sock_recv(self._to_keeper, 1 << 16)
+        self._opened = True
+        try:
+            with ends:
+                socket.send_fds(self._to_keeper, [plan.to_json()], [ends.fileno()])
+            said = await loop.sock_recv(self._to_keeper, 1 << 16)
+        except ConnectionError:
+            said = b""
         hello: dict[str, Any] = json.loads(said or b'{"error": "the keeper died; see stderr"}')
         if "error" in hello:
             raise SetupError(
                 f"the sandbox could not be built: {hello['error']}; "
                 "run `purple doctor` to see what this host lacks"
             )
+        self._keeper = hello["keeper"]
         self._cgroups = hello["cgroup"]
         loop.add_reader(self._to_keeper, self._on_keeper)
         loop.add_reader(self._to_zygote, self._on_zygote)
@@ -85,15 +89,18 @@ class Link:
 
     async def close(self) -> None:
         """End both and every sandbox; returns when they are gone."""
-        keeper, self._keeper = self._keeper, None
-        if keeper is None:
+        if not self._opened:
             return
+        self._opened, self._keeper = False, 0
         loop = asyncio.get_running_loop()
         for channel in (self._to_keeper, self._to_zygote):
             loop.remove_reader(channel)
-            channel.close()
+        self._to_zygote.close()
         self._lost()
-        await asyncio.to_thread(keeper.wait)
+        with self._to_keeper, contextlib.suppress(OSError):
+            self._to_keeper.shutdown(socket.SHUT_WR)
+            while await loop.sock_recv(self._to_keeper, 1 << 16):
+                pass  # what it said before it heard
 
     async def spawn(
         self, fds: Sequence[int], marks: Marks, terminal: Sequence[int] = ()
@@ -109,7 +116,7 @@ class Link:
             SetupError: it could not be prepared, or keeper or zygote are gone.
         """
         async with self._turns:
-            if self._dead or self._keeper is None:
+            if self._dead or not self._keeper:
                 raise SetupError(_GONE)
             self._numbers += 1
             number, group = self._numbers, self._take_group()
@@ -195,7 +202,7 @@ class Link:
         """Give a sandbox that has ended back."""
         self._started.pop(sandbox.number, None)
         sandbox.close()
-        if sandbox.cgroup is None or self._dead or self._keeper is None:
+        if sandbox.cgroup is None or self._dead or not self._keeper:
             return
         if sandbox.end.done() and sandbox.cgroup.reset():
             self._free_groups.append(sandbox.group)
@@ -283,13 +290,3 @@ class Link:
         for started in self._started.values():
             started.lost()
         self._started.clear()
-
-
-def _program(fd: int) -> str:
-    package = Path(__file__).resolve().parents[1]
-    if package.name != "purplebox":  # run from a checkout: the folders stand beside src/
-        package = package / "src" / "purplebox"
-    return (
-        f"import sys; sys.path.insert(0, {str(package.parent)!r}); "
-        f"from purplebox.isolation.keeper import main; main({fd})"
-    )

@@ -18,6 +18,7 @@ import select
 import signal
 import socket
 from functools import partial
+from typing import NoReturn
 
 from . import capabilities, libc
 from .cgroup import MAX_FILES
@@ -36,23 +37,25 @@ from .watcher import Watcher
 SPARE_NETWORKS = 16  # some 160 kB each; as many as calls that begin while as many end
 
 
-def become_zygote(
-    keeper: socket.socket, gateway: socket.socket, plan: Plan, *, rlimits: bool
-) -> None:
-    """Turn this forked process into the zygote and serve keeper and gateway; never returns.
+def become_zygote(keeper: socket.socket) -> NoReturn:
+    """Turn this forked process into the zygote, once a policy comes, and serve keeper and gateway.
 
     Args:
-        keeper: Hands in the files by which a process is moved into a cgroup; SOCK_SEQPACKET.
-        gateway: Asks for sandboxes, and for signals to their commands; SOCK_SEQPACKET.
-        plan: The policy, compiled.
-        rlimits: Whether memory and processes are held by rlimits and the watcher (no cgroup).
+        keeper: SOCK_SEQPACKET. Hands in the plan with a socket to the gateway, which asks for
+            sandboxes and for signals to their commands; then the files by which processes move into
+            cgroups.
     """
     try:
-        if plan.namespaces:
-            _enter(plan, (keeper, gateway))
-        else:
-            stay()
-        Zygote(keeper, gateway, plan, rlimits=rlimits).serve()
+        libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        text, fds = receive(keeper, 1 << 20, 1)
+        if text:
+            plan = Plan.from_json(text)
+            gateway = socket.socket(fileno=fds[0])
+            if plan.namespaces:
+                _enter(plan, (keeper, gateway))
+            else:
+                stay()
+            Zygote(keeper, gateway, plan).serve()
     except ConnectionError:
         pass  # keeper or gateway has gone, and so does all of this
     except BaseException as error:  # the keeper must hear of it, whatever it was
@@ -61,7 +64,6 @@ def become_zygote(
 
 
 def _enter(plan: Plan, channels: tuple[socket.socket, ...]) -> None:
-    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     uid, gid = os.geteuid(), os.getegid()
     spaces = libc.CLONE_NEWUSER | libc.CLONE_NEWNS | libc.CLONE_NEWPID
     if uid == 0:
@@ -118,9 +120,7 @@ def _groups(plan: Plan) -> list[int]:
 class Zygote:
     """One loop over the keeper, the gateway, and the ends of sandboxes."""
 
-    def __init__(
-        self, keeper: socket.socket, gateway: socket.socket, plan: Plan, *, rlimits: bool
-    ) -> None:
+    def __init__(self, keeper: socket.socket, gateway: socket.socket, plan: Plan) -> None:
         self._keeper = keeper
         self._gateway = gateway
         self._plan = plan
@@ -131,7 +131,7 @@ class Zygote:
         self._groups: dict[int, list[int]] = {}  # files by number, see `Cgroup.open_procs`
         self._in_group: dict[int, Slot] = {}
         self._ooms = OutOfMemory()
-        self._watcher = Watcher(plan) if rlimits else None
+        self._watcher: Watcher | None = None  # where there are no cgroups
         self._epoll = select.epoll()
         # Low numbers are taken, so that nothing handed to pid 1 has a number that pid 1 gives it.
         while (fd := os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)) < FIRST_FREE:
@@ -210,6 +210,8 @@ class Zygote:
 
     def _spawn(self, slot: Slot, fds: list[int]) -> None:
         network = self._networks.pop() if self._networks else None
+        if not slot.group and self._watcher is None:
+            self._watcher = Watcher(self._plan)
         try:
             group = partial(self._files_of, slot.group)
             slot.prepare(self._plan, self._home, network, fds, self._bpf, group)

@@ -315,12 +315,11 @@ def test_nothing_is_left_behind(workspace: Path) -> None:
         names = tuple(f"/purple-{pid}" for pid in keepers)  # not those of other programs' gateways
         return {d for d, _, _ in os.walk("/sys/fs/cgroup") if d.endswith(names)}
 
+    shell(workspace, "true")  # what is started once for all engines is there
     before = own_children(), len(os.listdir("/proc/self/fd"))
 
     async def many(engine: Engine) -> None:
-        keeper = engine._link._keeper
-        assert keeper is not None
-        keepers.add(keeper.pid)
+        keepers.add(engine._link._keeper)
         await asyncio.gather(*(engine.run(["true"]) for _ in range(20)))
 
     in_engine(BASE, workspace, many)

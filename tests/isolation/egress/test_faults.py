@@ -227,9 +227,9 @@ async def test_a_host_without_tproxy_refuses_the_policy(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The keeper's process finds out; what it says comes back as what to do."""
-    from purplebox.isolation import link
+    from purplebox.isolation import forkserver, link
 
-    program = link._program
+    program = forkserver.program
 
     def without(fd: int) -> str:
         broken = (
@@ -241,9 +241,11 @@ async def test_a_host_without_tproxy_refuses_the_policy(
         )
 
     assert (await net.run(net.policy(), "true")).exit_code == 0
-    monkeypatch.setattr(link, "_program", without)
+    monkeypatch.setattr(forkserver, "program", without)
+    monkeypatch.setattr(link, "FORK_SERVER", server := forkserver.ForkServer())
     with pytest.raises(SetupError, match="nft_tproxy"):
         await net.run(net.policy(), "true")
+    server.close()
 
 
 KILLED = """
@@ -262,7 +264,7 @@ async def main():
     network = Network.model_validate({"isolated": False, "allow": [rule]}, strict=False)
     policy = load_policy("base").model_copy(update={"network": network})
     async with Engine(policy, Path(sys.argv[2]), resolve=resolve) as engine:
-        print(engine._link._keeper.pid, flush=True)
+        print(engine._link._keeper, flush=True)
         send = "import socket; s = socket.create_connection(('a.test', %s))\\nwhile True: s.sendall(bytes(1 << 20))"
         await engine.run(["python3", "-c", send % sys.argv[1]])
 

@@ -1,0 +1,93 @@
+"""The gateway's end of its fork server: one small process that has a keeper ready for each engine.
+
+To start an interpreter would take ten times as long as all else that the first call of a policy
+needs. So one is started once for this process and forks from then on (keeper.py, which runs in it);
+the gateway itself, whose size would make that slow, never forks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+
+class ForkServer:
+    """One process, started when it is first needed, again if it has died, and ended with ours.
+
+    For any thread and any event loop.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._door: socket.socket | None = None
+
+    def have_keeper(self, channel: socket.socket) -> None:
+        """Have a keeper serve `channel`, SOCK_SEQPACKET, and write what it has to say to our stderr.
+
+        Raises:
+            OSError: no process can be started.
+        """
+        with self._lock:
+            for _ in range(2):  # it may have died since the last time
+                door = self._door or self._start()
+                try:
+                    socket.send_fds(door, [b"keeper"], [channel.fileno(), 2])
+                    return
+                except (BrokenPipeError, ConnectionResetError):
+                    self._end()
+            raise OSError("the fork server does not live; see stderr")
+
+    def close(self) -> None:
+        """End it, and whatever its keepers still have; returns when it is gone."""
+        with self._lock:
+            self._end()
+
+    def forget(self) -> None:
+        """In a fork of this process: leave it to the parent."""
+        self._lock = threading.Lock()
+        self._process = None
+        if self._door is not None:
+            self._door.close()
+            self._door = None
+
+    def _start(self) -> socket.socket:
+        door, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            # An empty environment: /proc/1/environ inside has nothing to show.
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", program(theirs.fileno())],
+                pass_fds=[theirs.fileno()], env={}, stdin=subprocess.DEVNULL,
+                start_new_session=True, cwd="/",
+            )  # fmt: skip
+        self._door = door
+        return door
+
+    def _end(self) -> None:
+        door, self._door = self._door, None
+        process, self._process = self._process, None
+        if door is not None:
+            door.close()
+        if process is not None:
+            process.wait()
+
+
+def program(fd: int) -> str:
+    """What the interpreter executes, with the server's end of the door as descriptor `fd`."""
+    package = Path(__file__).resolve().parents[1]
+    if package.name != "purplebox":  # run from a checkout: the folders stand beside src/
+        package = package / "src" / "purplebox"
+    return (
+        f"import sys; sys.path.insert(0, {str(package.parent)!r}); "
+        f"from purplebox.isolation.keeper import main; main({fd})"
+    )
+
+
+FORK_SERVER = ForkServer()
+atexit.register(FORK_SERVER.close)
+os.register_at_fork(after_in_child=FORK_SERVER.forget)

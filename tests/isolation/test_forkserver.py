@@ -1,0 +1,112 @@
+"""One process from which the keepers of all engines are forked: what it spares, and what it does not tie."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from purplebox.isolation import Engine, SetupError, link
+from purplebox.isolation.forkserver import ForkServer
+from purplebox.policies import load_policy
+
+pytestmark = pytest.mark.anyio
+BASE = load_policy("base")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ForkServer]:
+    made = ForkServer()
+    monkeypatch.setattr(link, "FORK_SERVER", made)
+    yield made
+    made.close()
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def children(pid: int) -> list[int]:
+    return [int(name) for name in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def family(keeper: int) -> list[int]:
+    (outer,) = children(keeper)
+    return [keeper, outer, *children(outer)]
+
+
+def opened(pids: list[int]) -> set[str]:
+    """Sockets, memory files and namespaces: what has a name of its own and could do harm."""
+    links = {
+        os.readlink(f"/proc/{pid}/fd/{fd}") for pid in pids for fd in os.listdir(f"/proc/{pid}/fd")
+    }
+    return {name for name in links if name.startswith(("socket:", "net:", "mnt:", "/memfd"))}
+
+
+async def true(engine: Engine) -> int | None:
+    return (await engine.run(["true"])).exit_code
+
+
+async def test_engines_share_one_server_and_no_descriptor(
+    server: ForkServer, workspace: Path
+) -> None:
+    async with Engine(BASE, workspace) as first, Engine(BASE, workspace) as second:
+        assert await true(first) == await true(second) == 0
+        keepers = first._link._keeper, second._link._keeper
+        assert server._process is not None
+        assert [parent(keeper) for keeper in keepers] == [server._process.pid] * 2
+        mine, other = (opened(family(keeper)) for keeper in keepers)
+        shared = {name for name in mine & other if not name.startswith("/memfd")}  # equal names
+        assert (len(mine) > 4, shared) == (True, set())
+
+
+async def test_the_end_of_one_zygote_is_that_of_its_engine_alone(
+    server: ForkServer, workspace: Path
+) -> None:
+    async with Engine(BASE, workspace) as first, Engine(BASE, workspace) as second:
+        *_, zygote = family(first._link._keeper)
+        os.kill(zygote, signal.SIGKILL)
+        with pytest.raises(SetupError, match="is gone"):
+            while True:  # until what was ready has been used
+                await true(first)
+        assert await true(second) == 0
+        async with Engine(BASE, workspace) as third:
+            assert await true(third) == 0
+
+
+async def test_a_server_that_died_is_replaced_and_its_keepers_go_on(
+    server: ForkServer, workspace: Path
+) -> None:
+    async with Engine(BASE, workspace) as first:
+        assert server._process is not None
+        died = server._process
+        died.kill()
+        died.wait()
+        async with Engine(BASE, workspace) as second:  # by the keeper that had been forked ahead
+            assert await true(second) == 0
+            async with Engine(BASE, workspace) as third:
+                assert await true(third) == 0
+                assert server._process is not died
+        assert await true(first) == 0
+
+
+async def test_a_fork_of_the_gateway_has_a_server_of_its_own(
+    server: ForkServer, workspace: Path
+) -> None:
+    async with Engine(BASE, workspace) as engine:
+        assert await true(engine) == 0
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        server.forget()
+        os.write(writer, b"x" if (server._process, server._door) == (None, None) else b"-")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(reader, 1) == b"x"
+    for fd in (reader, writer):
+        os.close(fd)
+    async with Engine(BASE, workspace) as engine:  # ours is as it was
+        assert await true(engine) == 0
