@@ -19,6 +19,7 @@ from .widths import bits_of
 
 if TYPE_CHECKING:
     from ..policies import Policy, SyscallRule
+    from ..policies.model import Syscalls
 
 _RUNTIME = """
 access alarm arch_prctl brk clock_getres clock_gettime clock_nanosleep clone close close_range dup
@@ -216,7 +217,11 @@ def compile_filter(policy: Policy, *, apart: bool = True) -> bytes:
             that its argument cannot have. The text names it.
         ImportError: libseccomp is not installed.
     """
-    rules = policy.syscalls
+    return _compile(policy.syscalls, apart)  # pyright: ignore[reportArgumentType]  # frozen: it has a hash
+
+
+@functools.lru_cache(maxsize=64)  # an engine for each workspace and session asks again
+def _compile(rules: Syscalls, apart: bool) -> bytes:
     denied = (
         set(expand(rules.deny)) | set(FLOOR) | set(() if apart else ("socket", *GROUPS["@ipc"]))
     )
