@@ -17,7 +17,9 @@ from .known import Known, merged
 META = "purplebox/screens"
 # Members that only their maker can read, and base64 of MCP's images, audio and blobs with the member
 # that they stand beside: nothing but our own secrets is looked for in them.
-_OPAQUE = {"requestState": "", "nextCursor": "", "data": "mimeType", "blob": "uri"}
+_OPAQUE = {
+    "requestState": "", "nextCursor": "", "taskId": "taskId", "data": "mimeType", "blob": "uri",
+}  # fmt: skip
 
 Span = tuple[int, int, str]
 

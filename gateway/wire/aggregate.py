@@ -21,6 +21,7 @@ from .eras import LISTS as LIST_CHANGES
 from .eras import heard
 from .jsonrpc import Message, RpcError, is_object, list_of, object_of, too_deep
 from .session import Exchange, Session
+from .tasks import EXTENSION
 
 SEPARATOR = "__"
 START_SECONDS = 20.0
@@ -63,6 +64,8 @@ class Many:
             return await backend.request(exchange, method, {**params, "name": own})
         if method in ("resources/read", "resources/subscribe", "resources/unsubscribe"):
             return await self._owner(params.get("uri")).request(exchange, method, params)
+        if method.startswith("tasks/"):
+            return await self._tasks(exchange, method, params)
         if method == "completion/complete":
             reference = object_of(params.get("ref"))
             if reference.get("type") == "ref/resource":
@@ -122,6 +125,11 @@ class Many:
                     capabilities[key] = {**merged, "listChanged": True}
                 elif key in ("logging", "completions"):
                     capabilities.setdefault(key, {})
+                elif key == "tasks" and exchange.client.era == "legacy":
+                    capabilities[key] = _united(object_of(capabilities.get(key)), object_of(value))
+                elif key == "extensions" and EXTENSION in object_of(value):
+                    known = {EXTENSION: object_of(value)[EXTENSION]}
+                    capabilities[key] = {**known, **object_of(capabilities.get(key))}
             said = self._said.get(name, {}).get("instructions")
             if isinstance(said, str) and said:
                 notes.append(f"[{name}] {said}" if name else said)
@@ -196,6 +204,21 @@ class Many:
             _warn(f"server {name}: {method} failed: {error or 'not answered in time'}")
         return items
 
+    async def _tasks(self, exchange: Exchange, method: str, params: Message) -> Message:
+        """A request about a task, of the server that has made it; all servers' in one list."""
+        if method != "tasks/list":
+            owner = exchange.session.tasks.owner(params.get("taskId"))
+            if owner is None or owner not in self._backends:
+                raise RpcError(jsonrpc.INVALID_PARAMS, "Unknown task")
+            return await self._backends[owner].request(exchange, method, params)
+        names = [
+            n for n in self._said if "list" in object_of(self._capabilities(n).get("tasks"))
+        ]  # fmt: skip
+        if not names or exchange.client.era == "modern":
+            raise RpcError(jsonrpc.METHOD_NOT_FOUND, "Method not found", method)
+        found = await asyncio.gather(*(self._items(exchange, n, method, "tasks") for n in names))
+        return {"tasks": [task for tasks in found for task in tasks]}
+
     async def _listen(self, exchange: Exchange, params: Message) -> Message:
         wanted = object_of(params.get("notifications"))
         meta = {SUBSCRIPTION: exchange.id}
@@ -217,9 +240,14 @@ class Many:
                 if name:
                     uris = [u for u in list_of(wanted.get("resourceSubscriptions"))
                             if isinstance(u, str) and self._owners.get(u) == name]  # fmt: skip
-                    share = {k: v for k, v in wanted.items() if k != "resourceSubscriptions"}
+                    tasks = [t for t in list_of(wanted.get("taskIds"))
+                             if exchange.session.tasks.owner(t) == name]  # fmt: skip
+                    apart = ("resourceSubscriptions", "taskIds")
+                    share = {k: v for k, v in wanted.items() if k not in apart}
                     if uris:
                         share["resourceSubscriptions"] = uris
+                    if tasks:
+                        share["taskIds"] = tasks
                     work = self._each(
                         exchange, [name], "subscriptions/listen", {**params, "notifications": share}
                     )
@@ -261,6 +289,15 @@ class Many:
         if len(having) == 1:
             return self._backends[having[0]]
         raise RpcError(jsonrpc.INVALID_PARAMS, "Unknown resource; list the resources first")
+
+
+def _united(one: Message, other: Message) -> Message:
+    """What either offers."""
+    both = {**other, **one}
+    for key in one.keys() & other.keys():
+        if is_object(one[key]) and is_object(other[key]):
+            both[key] = _united(one[key], other[key])
+    return both
 
 
 def unsafe_schema(item: Message) -> str:

@@ -14,7 +14,10 @@ from typing import Any
 from .client import VERSION
 from .jsonrpc import Message, is_object, list_of, object_of
 
-NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+NAMED = {
+    "tools/call": "name", "prompts/get": "name", "resources/read": "uri",
+    "tasks/get": "taskId", "tasks/update": "taskId", "tasks/cancel": "taskId",  # SEP-2663
+}  # fmt: skip
 _ROUTING = ("mcp-protocol-version", "mcp-method", "mcp-name")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
 _DECIMAL = re.compile(r"-?[0-9]{1,100}(\.0*)?")
@@ -49,6 +52,8 @@ def disagreement(headers: Headers, message: Message) -> str:
     if header(headers, "mcp-method") != method:
         return "Mcp-Method differs from the method"
     key = NAMED.get(str(method))
+    if key == "taskId" and header(headers, "mcp-name") is None:
+        return ""  # an extension's, and not of all who speak it
     if key and params.get(key) is not None and decoded(header(headers, "mcp-name")) != params[key]:
         return f"Mcp-Name differs from {key}"
     return ""

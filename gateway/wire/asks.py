@@ -25,6 +25,27 @@ class _Waiting:
         self.token, self.progress = token, progress
 
 
+class Tokens:
+    """Progress tokens of requests that were answered with a task: they hold until the task ends."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self._most = most
+        self._theirs: dict[int, Any] = {}
+
+    def keep(self, ours: int, theirs: Any) -> None:
+        """Remember the requestor's own; of more than `most` the oldest is forgotten."""
+        self._theirs[ours] = theirs
+        if len(self._theirs) > self._most:
+            del self._theirs[next(iter(self._theirs))]
+
+    def restored(self, params: Message) -> Message | None:
+        """The params of a progress notification with the requestor's token; None where it has none."""
+        ours = params.get("progressToken")
+        if type(ours) is not int or ours not in self._theirs:
+            return None
+        return {**params, "progressToken": self._theirs[ours]}
+
+
 class Asks:
     """Those to one peer. Ids and progress tokens are our own."""
 

@@ -23,6 +23,7 @@ from .client import (
     Client,
 )
 from .jsonrpc import Message, RpcError, list_of, object_of
+from .tasks import EXTENSION
 
 LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 CACHEABLE = frozenset({
@@ -72,11 +73,19 @@ def bare(params: Message | None) -> Message | None:
 def introduction(client: Client, said: Message, modern_server: bool) -> Message:
     """A server's answer to one era's opening request, as the other era's."""
     kept = {k: v for k, v in said.items() if k in ("capabilities", "instructions")}
-    kept.setdefault("capabilities", {})
+    kept["capabilities"] = _without_tasks(object_of(kept.get("capabilities")))
     info = said.get("serverInfo")
     if modern_server:
         info = object_of(said.get("_meta")).get(SERVER_INFO)
     return described(client, object_of(info) or {"name": "unknown", "version": "0"}, kept)
+
+
+def _without_tasks(capabilities: Message) -> Message:
+    """What a server offers, but for tasks: each era has its own, and they are not bridged."""
+    kept = {k: v for k, v in capabilities.items() if k != "tasks"}
+    if EXTENSION in object_of(kept.get("extensions")):
+        kept["extensions"] = {k: v for k, v in kept["extensions"].items() if k != EXTENSION}
+    return kept
 
 
 def modern_result(client: Client, method: str, info: Message, result: Message) -> Message:

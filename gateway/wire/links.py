@@ -79,9 +79,11 @@ class Connector(Protocol):
 
     Attributes:
         is_legacy: It cannot speak 2026-07-28.
+        is_shared: It serves others, too, who may look the same to it.
     """
 
     is_legacy: bool
+    is_shared: bool
 
     def connect(self, ears: Ears) -> Link:
         """A new link; what is wrong with it is told to `ears.ended`."""

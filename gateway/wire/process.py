@@ -50,6 +50,7 @@ class Launcher:
     """
 
     is_legacy = False
+    is_shared = False
 
     def __init__(self, name: str, launch: Launch) -> None:
         self._launch = launch

@@ -61,6 +61,7 @@ class Remote:
         self._url, self._origin, self._headers = url, origin, headers
         self._kind: Kind = kind
         self.is_legacy = kind == "sse"
+        self.is_shared = True
 
     def connect(self, ears: Ears) -> Link:
         """As `Connector.connect`."""

@@ -25,6 +25,7 @@ from .asks import Asks
 from .client import MODERN_VERSIONS, VERSION, Client, envelope
 from .jsonrpc import Id, Message, RpcError, object_of
 from .rate import Rate
+from .tasks import Tasks
 
 MAX_IN_FLIGHT = 1024
 ASK_SECONDS = 300.0  # a person may have to answer; a client without a stream never will
@@ -170,6 +171,8 @@ class Session:
         self.has_streams = False  # HTTP: each request has a stream of its own
         self.negotiated = ""
         self.asks = Asks()
+        self.tasks = Tasks()  # that servers have made for this client
+        self.client_tasks = Tasks()  # that the client has made for a server
         self._handler = handler(self)
         self._exchanges: dict[object, Exchange] = {}
         self._parked: dict[str, Exchange] = {}

@@ -25,13 +25,14 @@ from ..screens import Findings, definitions, detectors
 from ..screens.progress import Pieces
 from . import eras, jsonrpc, tracing
 from .acts import ACTING, act
-from .asks import Asks
+from .asks import Asks, Tokens
 from .client import LOG_LEVEL, MODERN_VERSIONS, SUBSCRIPTION, Client
 from .health import Health
 from .jsonrpc import Id, Message, RpcError, list_of, object_of
 from .links import Connector, Ears, Link
 from .session import Exchange, Session, Sink
 from .stdio import HIGH_WATER_BYTES
+from .tasks import STATUS
 
 HANDSHAKE_SECONDS = 60.0
 PROBE_SECONDS = 10.0
@@ -74,6 +75,7 @@ class Upstream:
         self._level = ""
         self._link: Link | None = None
         self._by_id: dict[Id, Exchange] = {}
+        self._tokens = Tokens()
         self._opening: asyncio.Task[None] | None = None
         self.health = Health()
         self._not_before = 0.0
@@ -83,6 +85,11 @@ class Upstream:
     def whose(self) -> str:
         """As `Watched.whose`."""
         return self._session.client.name if self._session.client is not None else ""
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether the server may take another client of the gateway for this one."""
+        return self._connector.is_shared and bool(self._session.principal)
 
     # What the client wants.
 
@@ -113,6 +120,10 @@ class Upstream:
             self._mine.remove(exchange)
 
     async def _request(self, exchange: Exchange, method: str, params: Message | None) -> Message:
+        if method.startswith("tasks/"):
+            if exchange.client.era != self.era:
+                raise RpcError(jsonrpc.METHOD_NOT_FOUND, "Method not found", method)
+            self._session.tasks.check(params, self.name, known=self._is_shared)
         forward = partial(self._forward, exchange, method)
         if method == "tools/call" or method in ACTING:
             problem = None
@@ -266,6 +277,10 @@ class Upstream:
                 self._by_id.pop(id, None)
             for id in listening:
                 self._listeners.pop(id, None)
+        if self._session.tasks.made(self.name, result) is not None and exchange.token is not None:
+            self._tokens.keep(ids[0], exchange.token)
+        if method == "tasks/list":
+            return self._session.tasks.listed(self.name, result, known=self._is_shared)
         if listening and SUBSCRIPTION in object_of(object_of(result).get("_meta")):
             return {**result, "_meta": {**result["_meta"], SUBSCRIPTION: exchange.id}}
         return result
@@ -525,7 +540,15 @@ class Upstream:
 
     def _heard(self, method: str, params: Message | None, related: Id | None) -> None:
         said = params or {}
-        if method == "notifications/progress" and self._asks.progressed(said):
+        if method == "notifications/progress":
+            if self._asks.progressed(said):
+                return
+            params = self._tokens.restored(said)
+            if params is None:  # too late, or nobody's
+                return
+        elif method in STATUS and not self._session.tasks.is_of(
+            said.get("taskId"), self.name, known=self._is_shared
+        ):
             return
         if method == "notifications/cancelled":
             found = self._asked.get(said.get("requestId"))  # type: ignore[arg-type]
@@ -592,6 +615,8 @@ class Upstream:
         try:
             if client is None:
                 raise RpcError(jsonrpc.SERVER_UNAVAILABLE, "There is no client to ask")
+            if method.startswith("tasks/"):
+                self._session.client_tasks.check(params, self.name, known=True)
             if method == "ping" and client.era == "modern":
                 answer: Any = {}
             elif method in ACTING:
@@ -602,6 +627,9 @@ class Upstream:
                 )  # fmt: skip
             else:
                 answer = await self._question(client, method, reasons, related, params)
+            self._session.client_tasks.made(self.name, answer)
+            if method == "tasks/list":
+                answer = self._session.client_tasks.listed(self.name, answer, known=True)
             reply = jsonrpc.result(id, answer)
         except RpcError as error:
             reply = jsonrpc.error(id, error.error)
