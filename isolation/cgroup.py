@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from . import scope
 from .blockio import devices_under
 from .plan import Plan
 
@@ -57,7 +58,7 @@ class Hierarchy:
     """Where this process may make cgroups. One per keeper; `close` leaves nothing behind.
 
     Args:
-        plan: What is to be held; None to look only at what could be.
+        plan: What is to be held; None to look only at what could be, and not to ask systemd.
 
     Attributes:
         version: 2, 1, or 0 where no cgroup can be made.
@@ -70,6 +71,7 @@ class Hierarchy:
         self.reason = ""
         self.bases: dict[str, str] = {}
         self._devices: set[str] = set()
+        self._asks = plan is not None
         self._io_wanted = plan is not None and plan.io_bytes_per_second is not None
         name = f"purple-{os.getpid()}"
         try:
@@ -94,10 +96,14 @@ class Hierarchy:
         if own is None or not os.path.exists(f"{_ROOT}/cgroup.controllers"):
             return False
         here = f"{_ROOT}{own}".rstrip("/")
+        places = [os.path.dirname(here), here]
+        if self._asks and scope.can_ask() and scope.ask():
+            here = f"{_ROOT}{_own_paths()['']}"
+            places = [here]
         parent = os.path.dirname(here)
         # io costs nothing more and counts; the others hold what every policy may ask for.
         wanted = ("memory", "pids", "cpu", "io")
-        for base in (parent, here):
+        for base in places:
             # cgroup v2 has no processes in a cgroup that hands controllers down ("no internal
             # processes"), so a sibling of our own is tried first, then a child.
             if not base.startswith(_ROOT) or not os.access(f"{base}/cgroup.procs", os.W_OK):
