@@ -48,7 +48,52 @@ _CODES = {
 }  # fmt: skip
 
 
-class PurpleBackend(BaseSandbox):
+class _Workspace(BaseSandbox):
+    """What a backend and its search scripts have in common: whose workspace it is, and whole files."""
+
+    def __init__(self, access: WorkspaceAccess) -> None:
+        self._access = access
+
+    @property
+    def id(self) -> str:
+        """The workspace's directory."""
+        return self._access.root
+
+    def upload_files(self, files: list[tuple[str, bytes]]) -> list[FileUploadResponse]:
+        """As the protocol."""
+        return [self._upload(path, data) for path, data in files]
+
+    async def aupload_files(self, files: list[tuple[str, bytes]]) -> list[FileUploadResponse]:
+        """As the protocol."""
+        return [await _uploaded(path, data, self._access.awrite) for path, data in files]
+
+    def download_files(self, paths: list[str]) -> list[FileDownloadResponse]:
+        """As the protocol."""
+        return [self._download(path) for path in paths]
+
+    async def adownload_files(self, paths: list[str]) -> list[FileDownloadResponse]:
+        """As the protocol."""
+        return [await _downloaded(path, self._access.adownload) for path in paths]
+
+    def _upload(self, path: str, data: bytes) -> FileUploadResponse:
+        if not posixpath.isabs(path):
+            return FileUploadResponse(path=path, error=INVALID_PATH)
+        try:
+            self._access.write(path, data)
+        except OSError as error:
+            return FileUploadResponse(path=path, error=_code(error))
+        return FileUploadResponse(path=path)
+
+    def _download(self, path: str) -> FileDownloadResponse:
+        if not posixpath.isabs(path):
+            return FileDownloadResponse(path=path, error=INVALID_PATH)
+        try:
+            return FileDownloadResponse(path=path, content=self._access.download(path))
+        except OSError as error:
+            return FileDownloadResponse(path=path, error=_code(error))
+
+
+class PurpleBackend(_Workspace):
     """A gateway's workspace as the sandbox of a deep agent; every method has its `a…` twin.
 
     Args:
@@ -63,12 +108,7 @@ class PurpleBackend(BaseSandbox):
     """
 
     def __init__(self, gateway: AnyGateway, *, session: str = "") -> None:
-        self._access = WorkspaceAccess(gateway, client=CLIENT, session=session)
-
-    @property
-    def id(self) -> str:
-        """The workspace's directory."""
-        return self._access.root
+        super().__init__(WorkspaceAccess(gateway, client=CLIENT, session=session))
 
     def execute(self, command: str, *, timeout: int | None = None) -> ExecuteResponse:
         """As the protocol; `timeout` 0 is the policy's."""
@@ -199,39 +239,6 @@ class PurpleBackend(BaseSandbox):
         """As the protocol."""
         return await self._finding(pattern, path).aglob(pattern, path or self.id)
 
-    def upload_files(self, files: list[tuple[str, bytes]]) -> list[FileUploadResponse]:
-        """As the protocol."""
-        return [self._upload(path, data) for path, data in files]
-
-    async def aupload_files(self, files: list[tuple[str, bytes]]) -> list[FileUploadResponse]:
-        """As the protocol."""
-        return [await _uploaded(path, data, self._access.awrite) for path, data in files]
-
-    def download_files(self, paths: list[str]) -> list[FileDownloadResponse]:
-        """As the protocol."""
-        return [self._download(path) for path in paths]
-
-    async def adownload_files(self, paths: list[str]) -> list[FileDownloadResponse]:
-        """As the protocol."""
-        return [await _downloaded(path, self._access.adownload) for path in paths]
-
-    def _upload(self, path: str, data: bytes) -> FileUploadResponse:
-        if not posixpath.isabs(path):
-            return FileUploadResponse(path=path, error=INVALID_PATH)
-        try:
-            self._access.write(path, data)
-        except OSError as error:
-            return FileUploadResponse(path=path, error=_code(error))
-        return FileUploadResponse(path=path)
-
-    def _download(self, path: str) -> FileDownloadResponse:
-        if not posixpath.isabs(path):
-            return FileDownloadResponse(path=path, error=INVALID_PATH)
-        try:
-            return FileDownloadResponse(path=path, content=self._access.download(path))
-        except OSError as error:
-            return FileDownloadResponse(path=path, error=_code(error))
-
     def _searching(self, pattern: str, path: str | None, glob: str | None) -> _Script:
         arguments = {
             "pattern": pattern,
@@ -244,17 +251,13 @@ class PurpleBackend(BaseSandbox):
         return _Script(self._access, "find_files", {"pattern": pattern, "path": path or self.id})
 
 
-class _Script(BaseSandbox):
+class _Script(_Workspace):
     """deepagents' own search scripts, judged and recorded as the tool that does the same."""
 
     def __init__(self, access: WorkspaceAccess, tool: str, arguments: dict[str, Any]) -> None:
-        self._access = access
+        super().__init__(access)
         self._tool = tool
         self._arguments = arguments
-
-    @property
-    def id(self) -> str:
-        return self._access.root
 
     def execute(self, command: str, *, timeout: int | None = None) -> ExecuteResponse:
         try:
@@ -269,12 +272,6 @@ class _Script(BaseSandbox):
             return _answered(finished(outcome))
         except PermissionError as error:
             return ExecuteResponse(output=str(error.strerror), exit_code=126)
-
-    def upload_files(self, files: list[tuple[str, bytes]]) -> list[FileUploadResponse]:
-        raise NotImplementedError  # no search needs it
-
-    def download_files(self, paths: list[str]) -> list[FileDownloadResponse]:
-        raise NotImplementedError
 
     def _call(self) -> Call:
         access = self._access
