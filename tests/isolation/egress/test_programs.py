@@ -1,12 +1,20 @@
-"""Programs as they are, with no settings: curl, git, pip, ssh, psql, a virtual environment."""
+"""Programs as they are, with no settings: curl, git, pip, npm, ssh, psql, a virtual environment."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
+import io
+import json
+import os
+import shutil
+import socket
 import subprocess
+import tarfile
 import zipfile
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,6 +110,124 @@ async def test_pip_installs_from_an_index(net: Net, tmp_path: Path) -> None:
     assert digest  # it was served as it is
     paths = [r.path for c in result.connections for r in c.requests]
     assert any(path.endswith("tiny-1.0-py3-none-any.whl") for path in paths)
+
+
+def package(code: str) -> bytes:
+    """What `npm pack` makes of a package of one file."""
+    found = io.BytesIO()
+    with tarfile.open(fileobj=found, mode="w:gz") as archive:
+        for name, text in (
+            ("package.json", '{"name": "tiny", "version": "1.0.0", "main": "index.js"}'),
+            ("index.js", code),
+        ):
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return found.getvalue()
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
+async def test_npm_installs_from_a_registry(net: Net) -> None:
+    tarball = package("module.exports = 42")
+    base = ""
+
+    async def registry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            integrity = "sha512-" + base64.b64encode(hashlib.sha512(tarball).digest()).decode()
+            dist = {"tarball": f"{base}/tiny/-/tiny-1.0.0.tgz", "integrity": integrity}
+            about = {
+                "name": "tiny", "dist-tags": {"latest": "1.0.0"},
+                "versions": {"1.0.0": {"name": "tiny", "version": "1.0.0", "dist": dist}},
+            }  # fmt: skip
+            bodies = {b"/tiny": json.dumps(about).encode(), b"/tiny/-/tiny-1.0.0.tgz": tarball}
+            body = bodies.get(head.split()[1])
+            status = b"404 Not Found" if body is None else b"200 OK"
+            writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(body or b"")))
+            writer.write(body or b"")
+            await writer.drain()
+
+    server = await net.serve(registry, context=net.authority.context("npm.test", "http/1.1"))
+    base = f"https://npm.test:{server.port}"
+    net.names["npm.test"] = ["127.0.0.1"]
+    install = (
+        "mkdir /tmp/p && cd /tmp/p && npm install --no-audit --no-fund --no-update-notifier "
+        f"--fetch-retries=0 --cache /tmp/cache --registry {base}/ tiny && "
+        "node -p 'require(\"tiny\")'"
+    )
+    policy = net.policy({"host": "npm.test", "ports": [server.port]}, tls="inspect")
+    result = await net.run(policy, install)
+    assert result.stdout.splitlines()[-1:] == [b"42"], result.stderr
+    paths = [r.path for c in result.connections for r in c.requests]
+    assert "/tiny/-/tiny-1.0.0.tgz" in paths
+    denied = net.policy(
+        {"host": "npm.test", "ports": [server.port], "paths": ["/tiny"]}, tls="inspect"
+    )
+    result = await net.run(denied, install)
+    assert result.exit_code and b"42" not in result.stdout
+    refused = [r for c in result.connections for r in c.requests if r.reason]
+    assert {(r.path, r.reason) for r in refused} == {
+        ("/tiny/-/tiny-1.0.0.tgz", Why.REQUEST_NOT_ALLOWED)
+    }
+
+
+@contextlib.asynccontextmanager
+async def sshd(where: Path) -> AsyncGenerator[int]:
+    """OpenSSH's server on a port of the loopback, which lets root in by the key `where/key`."""
+    for name in ("host", "key"):
+        make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(where / name)]
+        subprocess.run(make, check=True)
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # as its service does
+    configuration = where / "sshd_config"
+    configuration.write_text(
+        f"HostKey {where}/host\nAuthorizedKeysFile {where}/key.pub\nStrictModes no\nUsePAM no\n"
+        "PidFile none\nPermitRootLogin prohibit-password\nPasswordAuthentication no\n"
+    )
+    children: list[asyncio.subprocess.Process] = []
+
+    async def accept(listener: socket.socket) -> None:
+        while True:
+            sock, _ = await asyncio.get_running_loop().sock_accept(listener)
+            sock.setblocking(True)
+            with sock:  # `sshd -i`: one connection on its standard streams
+                children.append(
+                    await asyncio.create_subprocess_exec(
+                        "/usr/sbin/sshd", "-i", "-f", str(configuration),
+                        stdin=sock.fileno(), stdout=sock.fileno(), stderr=asyncio.subprocess.DEVNULL,
+                    )
+                )  # fmt: skip
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        accepting = asyncio.create_task(accept(listener))
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            accepting.cancel()
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    child.kill()
+                await child.wait()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.skipif(not os.path.exists("/usr/sbin/sshd"), reason="sshd is not installed")
+async def test_ssh_runs_a_command_on_a_server(net: Net, tmp_path: Path) -> None:
+    async with sshd(tmp_path) as port:
+        net.names["ssh.test"] = ["127.0.0.1"]
+        shutil.copy(tmp_path / "key", net.workspace / "key")
+        os.chown(net.workspace / "key", net.workspace.stat().st_uid, -1)
+        host = (tmp_path / "host.pub").read_text()
+        (net.workspace / "known").write_text(f"[ssh.test]:{port} {host}")
+        command = (
+            f"ssh -F none -i key -o IdentitiesOnly=yes -o UserKnownHostsFile={net.workspace}/known "
+            f"-o StrictHostKeyChecking=yes -o BatchMode=yes -p {port} root@ssh.test 'echo $((6*7)); exit 3'"
+        )
+        result = await net.run(net.policy({"host": "ssh.test", "ports": [port]}), command)
+        assert (result.exit_code, result.stdout) == (3, b"42\n"), result.stderr
+        assert [(c.name, c.reason) for c in result.connections] == [("ssh.test", Why.NONE)]
+        result = await net.run(net.policy({"host": "ssh.test", "ports": [22]}), command)
+        assert (result.exit_code, result.stdout) == (255, b"")
+        assert [c.reason for c in result.connections] == [Why.PORT_NOT_ALLOWED]
 
 
 async def test_ssh_hears_a_server_that_speaks_first(net: Net) -> None:
