@@ -86,7 +86,7 @@ class Guard:
             if not _is_there(f"{root}/{first}"):
                 continue
             for name in names:
-                if f"{root}/{name}" not in known and (moved := _quarantine(root, name)):
+                if not _known(root, name, known) and (moved := _quarantine(root, name)):
                     said.append(moved)
         if self._protect.globs:
             for path in self._walk(root)[1]:
@@ -157,11 +157,18 @@ class _Patterns:
                         links.append((path, os.readlink(path)))
                     else:
                         found.append(path)
-                except PermissionError:  # as in `_walk`
-                    found.append(_closed(root, name))
+                except (PermissionError, NotADirectoryError):
+                    # As in `_walk`; or a file that stands for a directory, as `.git` of a worktree.
+                    found.append(_end_of_way(root, name))
                 except OSError:
                     continue
         return found, links
+
+
+def _known(root: str, name: str, known: set[str]) -> bool:
+    """Whether `name`, or what stood in the way to it, was there and protected."""
+    parts = name.split("/")
+    return any(f"{root}/{'/'.join(parts[:n])}" in known for n in range(1, len(parts) + 1))
 
 
 def _is_there(path: str) -> bool:
@@ -175,8 +182,9 @@ def _is_there(path: str) -> bool:
     return True
 
 
-def _closed(root: str, name: str) -> str:
-    """The directory on the way to `name` below `root` that does not let its contents be looked at."""
+def _end_of_way(root: str, name: str) -> str:
+    """How far below `root` the way to `name` leads: to a directory that does not let its contents be
+    looked at, or to what is none."""
     path = root
     for part in name.split("/"):
         try:
@@ -202,11 +210,11 @@ def _quarantine(root: str, name: str) -> str | None:
                 mode = _look(part, parent).st_mode
             except OSError:
                 return None
-            if stat.S_ISLNK(mode):
-                last = part  # a link in the way could lead to the protected name elsewhere
-                break
             if not stat.S_ISDIR(mode):
-                return None
+                # A link could lead to the protected name elsewhere, and so could a file: gitfile,
+                # gitrepository-layout(5).
+                last = part
+                break
             flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
                 below = os.open(part, flags, dir_fd=parent)

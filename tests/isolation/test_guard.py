@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from purplebox.isolation import Engine, Result
+from purplebox.isolation import Engine, Result, SetupError
 from purplebox.isolation.guard import Guard
 from purplebox.policies import Policy, load_policy
 
@@ -146,3 +146,51 @@ def test_what_is_made_in_a_directory_that_is_then_closed_is_moved_aside(
     workspace.chmod(0o700)
     assert result.moved_aside == (".git/hooks was moved to .git/hooks.purple-quarantine-1",)
     assert not (workspace / ".git/hooks").exists()
+
+
+GITFILE = "mkdir -p x/hooks; echo 'gitdir: x' > .git; echo '[core]' > x/config"
+
+
+def test_a_file_that_leads_to_another_git_directory_is_protected_and_moved_aside(
+    workspace: Path,
+) -> None:
+    """Git takes configuration and hooks from where a `.git` file says."""
+    result = shell(workspace, GITFILE)
+    assert ".git was moved to .git.purple-quarantine-1" in result.moved_aside
+    assert not os.path.lexists(workspace / ".git")
+    assert shell(workspace, GITFILE, UNPROTECTED).moved_aside == ()  # the control
+    (workspace / ".git").write_text(
+        "gitdir: /elsewhere/worktrees/mine\n"
+    )  # a person's own worktree
+    for command in ("echo 'gitdir: x' > .git", "rm .git", "mv x/config .git"):
+        result = shell(workspace, command)
+        assert (result.exit_code, result.moved_aside) != (0, ()) and result.exit_code
+        assert result.moved_aside == ()
+    assert (workspace / ".git").read_text() == "gitdir: /elsewhere/worktrees/mine\n"
+    assert shell(workspace, "echo 'gitdir: x' > .git", UNPROTECTED).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "name", [".git/hooks/pre-commit", ".git/config", ".gitmodules", ".vscode/tasks.json", ".envrc", ".mcp.json"]
+)  # fmt: skip
+def test_what_would_run_on_the_host_cannot_be_changed(workspace: Path, name: str) -> None:
+    path = workspace / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("as it was")
+    result = shell(workspace, f"echo x > {name}")
+    assert b"Read-only file system" in result.stderr
+    assert path.read_text() == "as it was"
+    listed = sorted(p.name for p in workspace.iterdir())
+    assert listed == [name.split("/")[0]]  # nothing was put beside it
+    assert shell(workspace, f"echo x > {name}", UNPROTECTED).exit_code == 0
+    assert path.read_text() == "x\n"
+
+
+def test_no_staged_workspace_is_promised_yet(workspace: Path) -> None:
+    """Lesson 14 is about what a commit may bring out: where there is none, nothing but what write allows."""
+    with pytest.raises(SetupError, match=r"filesystem\.workspace: overlay is not enforced"):
+        shell(workspace, "true", with_files(workspace="overlay"))
+    made = shell(workspace, "mknod null c 1 3; ln -s /etc/shadow link; echo x > file")
+    assert b"Operation not permitted" in made.stderr  # no device
+    assert sorted(p.name for p in workspace.iterdir()) == ["file", "link"]
+    assert os.readlink(workspace / "link") == "/etc/shadow"  # as it is, and followed by nobody
