@@ -19,7 +19,8 @@ from .builtin import INFO, cacheable, described, stamped
 from .client import SUBSCRIPTION, Client
 from .eras import LISTS as LIST_CHANGES
 from .eras import heard
-from .jsonrpc import Message, RpcError, is_object, list_of, object_of, too_deep
+from .jsonrpc import Message, RpcError, is_object, list_of, object_of
+from .schemas import unsafe_schema
 from .session import Exchange, Session
 from .tasks import EXTENSION
 
@@ -27,7 +28,6 @@ SEPARATOR = "__"
 START_SECONDS = 20.0
 LIST_SECONDS = 15.0
 _MOST_PAGES = 100
-_MOST_SCHEMA_BYTES, _MOST_SCHEMA_DEPTH = 256 << 10, 64
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # 2025-11-25, "Tool names"
 # Method, member of the result, what names an item, whether that name gets the prefix.
 _LISTS = {
@@ -298,29 +298,6 @@ def _united(one: Message, other: Message) -> Message:
         if is_object(one[key]) and is_object(other[key]):
             both[key] = _united(one[key], other[key])
     return both
-
-
-def unsafe_schema(item: Message) -> str:
-    """Why a tool's schemas are not handed on; "" where they are."""
-    for key in ("inputSchema", "outputSchema"):
-        schema = item.get(key)
-        if schema is None:
-            continue
-        if too_deep(schema, _MOST_SCHEMA_DEPTH):
-            return f"its {key} is nested deeper than {_MOST_SCHEMA_DEPTH}"
-        if len(jsonrpc.encode({"schema": schema})) > _MOST_SCHEMA_BYTES:
-            return f"its {key} is over {_MOST_SCHEMA_BYTES >> 10} KiB"
-        level: list[Any] = [schema]
-        while level:
-            node = level.pop()
-            if is_object(node):
-                reference = node.get("$ref")
-                if isinstance(reference, str) and "://" in reference:
-                    return f"its {key} refers to the network"
-                level += node.values()
-            elif isinstance(node, list):
-                level += list_of(node)
-    return ""
 
 
 def _warn(text: str) -> None:

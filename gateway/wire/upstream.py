@@ -23,7 +23,7 @@ from ..pins.watch import Withheld
 from ..reasons import Reason
 from ..screens import Findings, definitions, detectors
 from ..screens.progress import Pieces
-from . import eras, jsonrpc, tracing
+from . import eras, jsonrpc, schemas, tracing
 from .acts import ACTING, act
 from .asks import Asks, Tokens
 from .client import LOG_LEVEL, MODERN_VERSIONS, SUBSCRIPTION, Client
@@ -173,8 +173,10 @@ class Upstream:
         return send
 
     async def _sifted(self, method: str, params: Message | None, answer: Awaitable[Any]) -> Any:
-        """The answer, without what the pins withhold."""
+        """The answer, without what the pins withhold and what no client had better see."""
         result = await answer
+        if method == "tools/list":
+            result = schemas.safe(self.name, result)
         if self._watch is None or not jsonrpc.is_object(result):
             return result
         cursor: Any = (params or {}).get("cursor")
