@@ -19,7 +19,6 @@ import ctypes
 import os
 import socket
 import struct
-from collections.abc import Sequence
 from functools import cache
 
 from . import libc
@@ -62,14 +61,16 @@ def open_doors() -> list[int]:
     """
     family = _routes()
     try:
-        _talk(_NETLINK_NETFILTER, _ruleset())
-    except OSError as error:
+        (code,) = _talk(_NETLINK_NETFILTER, _ruleset())
+    except OSError as error:  # no such protocol
+        code = error.errno or 0
+    if code:
         raise OSError(
-            error.errno,
-            f"nftables with tproxy cannot be had ({os.strerror(error.errno or 0)}), without which a "
+            code,
+            f"nftables with tproxy cannot be had ({os.strerror(code)}), without which a "
             "sandbox reaches no host; run `sudo modprobe -a nft_tproxy nf_tables`, or set "
             "network.isolated: true",
-        ) from error
+        )
     tcp = _bound(family, socket.SOCK_STREAM, GATE_PORT)
     udp = _bound(family, socket.SOCK_DGRAM, DNS_PORT)
     dns = _bound(family, socket.SOCK_STREAM, DNS_PORT)
@@ -115,28 +116,30 @@ def _bound(family: socket.AddressFamily, kind: socket.SocketKind, port: int) -> 
 
 def _routes() -> socket.AddressFamily:
     """Make every address local; returns the widest family for which that worked."""
+    four, six = _talk(_NETLINK_ROUTE, _local_everywhere(), groups=2)
+    if four:
+        raise OSError(four, f"netlink: {os.strerror(four)}")
+    # ipv6.disable=1, or disable_ipv6 inherited: there is none inside.
+    return socket.AF_INET if six else socket.AF_INET6
+
+
+@cache
+def _local_everywhere() -> bytes:
     # Without a preferred source a program would connect from the address that it connects to, and
     # could so meet itself. And without an address other than the loopback's, getaddrinfo(3) with
     # AI_ADDRCONFIG finds nothing.
-    _talk(
-        _NETLINK_ROUTE,
-        [
-            _route(socket.AF_INET, socket.inet_pton(socket.AF_INET, "127.0.0.1")),
-            _address(socket.AF_INET, "198.18.0.1", 32),
-        ],
-    )
-    try:
-        _talk(
-            _NETLINK_ROUTE,
-            [_route(socket.AF_INET6, b""), _address(socket.AF_INET6, "2001:2::1", 128)],
+    source = socket.inet_pton(socket.AF_INET, "127.0.0.1")
+    return b"".join(
+        (
+            _route(socket.AF_INET, source, group=0),
+            _address(socket.AF_INET, "198.18.0.1", 32, group=0),
+            _route(socket.AF_INET6, b"", group=1),
+            _address(socket.AF_INET6, "2001:2::1", 128, group=1),
         )
-        socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()
-    except OSError:
-        return socket.AF_INET  # ipv6.disable=1, or disable_ipv6 inherited: there is none inside
-    return socket.AF_INET6
+    )
 
 
-def _route(family: int, source: bytes) -> bytes:
+def _route(family: int, source: bytes, *, group: int) -> bytes:
     header = struct.pack(
         "=BBBBBBBBI",
         family,
@@ -152,18 +155,18 @@ def _route(family: int, source: bytes) -> bytes:
     attributes = _attribute(_RTA_OIF, struct.pack("=I", _LO))
     if source:
         attributes += _attribute(_RTA_PREFSRC, source)
-    return _message(_RTM_NEWROUTE, _REQUEST | _ACK | _CREATE, header + attributes)
+    return _message(_RTM_NEWROUTE, _REQUEST | _ACK | _CREATE, header + attributes, group)
 
 
-def _address(family: socket.AddressFamily, text: str, length: int) -> bytes:
+def _address(family: socket.AddressFamily, text: str, length: int, *, group: int) -> bytes:
     raw = socket.inet_pton(family, text)
     header = struct.pack("=BBBBI", family, length, _IFA_F_NODAD, 0, _LO)
     attributes = _attribute(_IFA_LOCAL, raw) + _attribute(_IFA_ADDRESS, raw)
-    return _message(_RTM_NEWADDR, _REQUEST | _ACK | _CREATE, header + attributes)
+    return _message(_RTM_NEWADDR, _REQUEST | _ACK | _CREATE, header + attributes, group)
 
 
 @cache
-def _ruleset() -> Sequence[bytes]:
+def _ruleset() -> bytes:
     """As nft(8) would print it:
 
     table inet purple { chain catch { type filter hook prerouting priority mangle; policy accept;
@@ -186,15 +189,17 @@ def _ruleset() -> Sequence[bytes]:
     named = (
         _text(1, "purple") + _text(3, "catch") + hook + _be32(5, _NF_ACCEPT) + _text(7, "filter")
     )
-    return (
-        _nft(_BATCH_BEGIN, 0, b"", subsystem=10),
-        _nft(_NFT | _NEWTABLE, _CREATE | _ACK, table),
-        _nft(_NFT | _NEWCHAIN, _CREATE | _ACK, named),
-        *(
-            _nft(_NFT | _NEWRULE, _CREATE | _APPEND | _ACK, table + chain + _nest(4, rule))
-            for rule in rules
-        ),
-        _nft(_BATCH_END, 0, b"", subsystem=10),
+    # A batch is carried out as a whole, so one acknowledgement is enough.
+    *most, last = (table + chain + _nest(4, rule) for rule in rules)
+    return b"".join(
+        (
+            _nft(_BATCH_BEGIN, 0, b"", subsystem=10),
+            _nft(_NFT | _NEWTABLE, _CREATE, table),
+            _nft(_NFT | _NEWCHAIN, _CREATE, named),
+            *(_nft(_NFT | _NEWRULE, _CREATE | _APPEND, rule) for rule in most),
+            _nft(_NFT | _NEWRULE, _CREATE | _APPEND | _ACK, last),
+            _nft(_BATCH_END, 0, b"", subsystem=10),
+        )
     )
 
 
@@ -249,26 +254,53 @@ def _text(kind: int, value: str) -> bytes:
     return _attribute(kind, value.encode() + b"\0")
 
 
-def _message(kind: int, flags: int, body: bytes) -> bytes:
-    return struct.pack("=IHHII", 16 + len(body), kind, flags, 0, 0) + body
+def _message(kind: int, flags: int, body: bytes, group: int = 0) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, flags, group, 0) + body
 
 
-def _talk(protocol: int, messages: Sequence[bytes]) -> None:
-    """Send all at once and wait until each that asks for it is acknowledged."""
-    wanted = sum(1 for m in messages if struct.unpack_from("=H", m, 6)[0] & _ACK)
+def _talk(protocol: int, messages: bytes, groups: int = 1) -> list[int]:
+    """Send all at once and wait until each that asks for it is acknowledged.
+
+    Args:
+        protocol: Of netlink.
+        messages: Those of one purpose have its number, below `groups`, as their sequence number.
+        groups: How many purposes.
+
+    Returns:
+        For each group the errno of the first of its messages that failed; 0 when none did.
+
+    Raises:
+        OSError: there is no such protocol.
+    """
+    wanted = sum(1 for flags in _flags(messages) if flags & _ACK)
+    failed = [0] * groups
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as sock:
-        sock.send(b"".join(messages))
+        sock.send(messages)
         while wanted:
             data = sock.recv(1 << 16)
             at = 0
             while at < len(data):
-                length, kind = struct.unpack_from("=IH", data, at)
+                length, kind, _, group = struct.unpack_from("=IHHI", data, at)
                 if kind == _NLMSG_ERROR:
                     (code,) = struct.unpack_from("=i", data, at + 16)
-                    if code:
-                        raise OSError(-code, f"netlink: {os.strerror(-code)}")
+                    (flags,) = struct.unpack_from("=H", data, at + 26)
+                    failed[group] = failed[group] or -code
                     wanted -= 1
+                    if not flags & _ACK:  # the error of a batch, after which nothing may follow
+                        return failed
                 at += (length + 3) & ~3
+    return failed
+
+
+@cache
+def _flags(messages: bytes) -> tuple[int, ...]:
+    found: list[int] = []
+    at = 0
+    while at < len(messages):
+        length, _, flags = struct.unpack_from("=IHH", messages, at)
+        found.append(flags)
+        at += length
+    return tuple(found)
 
 
 def socket_inside(network: int) -> int:

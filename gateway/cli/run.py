@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         log = AuditLog(default_path())
         try:
             async with Engine(policy, workspace) as engine:
-                return _status(await _recorded(log, policy, engine, command))
+                return _status(await _recorded(log, policy, engine, command), policy)
         finally:
             log.close()
 
@@ -114,7 +114,13 @@ async def _run(engine: Engine, command: list[str]) -> Result:
         return result
 
 
-def _status(result: Result) -> int:
+def _status(result: Result, policy: Policy) -> int:
+    from ..tools.notes import connections
+
+    for sentence in connections(result, policy):
+        # A program inside chose some of its words; the terminal is the person's.
+        shown = "".join(c if c.isprintable() else "?" for c in sentence)
+        print(f"purple: {shown}", file=sys.stderr)
     for limit in result.limits:
         if limit.effect != "slowed":
             print(f"purple: {limit.sentence()}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """`network.listen`: ports of a sandbox's loopback, published on the host's loopback.
 
 Theory of operation
-    client of the host ──127.0.0.1:PORT── Publisher ──a socket made inside── program, 127.0.0.1:PORT
+    client of the host ──127.0.0.1 or ::1, PORT── Publisher ──a socket made inside── program, 127.0.0.1:PORT
 
     The port of the host belongs to the engine. A connection goes to the sandbox that started last among
     those in which a program listens on that port; where none does it is reset. Nothing else comes in.
@@ -10,6 +10,7 @@ Theory of operation
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +21,7 @@ from .relay import relay
 from .sockets import RawStream
 
 Inside = tuple[Ledger, Callable[[], Awaitable[socket.socket]]]
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 _MOST_OPEN = 1024  # connections at once
 
 
@@ -27,7 +29,7 @@ class Publisher:
     """Publishes an engine's ports. Made and used on its event loop.
 
     Args:
-        ports: Of the host's 127.0.0.1, and of the sandboxes'.
+        ports: Of the host's 127.0.0.1 and ::1, and of the sandboxes' 127.0.0.1.
         running: Sandboxes that run a command, the latest last: where connections of each are noted,
             and how a TCP socket in its network namespace is had.
 
@@ -40,10 +42,13 @@ class Publisher:
         self._loop = asyncio.get_running_loop()
         self._doors: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        for port in dict.fromkeys(ports):
+        for port, host in ((p, h) for p in dict.fromkeys(ports) for h in ("127.0.0.1", "::1")):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
             try:
-                door = socket.create_server(("127.0.0.1", port))
+                door = socket.create_server((host, port), family=family)
             except OSError as error:
+                if family == socket.AF_INET6 and error.errno in _NO_IPV6:
+                    continue
                 self.close()
                 raise SetupError(
                     f"network.listen: port {port} of this host's loopback cannot be had "

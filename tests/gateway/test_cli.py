@@ -51,6 +51,23 @@ def test_a_mistake_has_its_status_and_sentence(
     assert words in run.stderr
 
 
+def test_what_the_network_refused_is_said_at_the_end(workspace: Path) -> None:
+    (workspace / "p.yaml").write_text(
+        "name: p\nextends: base\nnetwork: {isolated: false, allow: [{host: a.test}]}\n"
+    )
+    look = "import socket, sys\ntry: socket.getaddrinfo(sys.argv[1], 443)\nexcept OSError: pass"
+
+    def run(host: str) -> tuple[int, str]:
+        done = purple("run", "-p", "./p.yaml", "--", "python3", "-c", look, host, cwd=workspace)
+        return done.returncode, done.stderr
+
+    status, said = run("b.test")
+    assert status == 0
+    assert said.startswith("purple: Stopped: b.test is not") and "host_not_allowed" in said
+    assert "ask the person" in said and said.count("\n") == 1
+    assert run("a.test") == (0, "")
+
+
 def test_time_limit_is_124(workspace: Path) -> None:
     (workspace / "p.yaml").write_text("name: p\nextends: base\nresources: {timeout: 0.5}\n")
     run = purple("run", "-p", "./p.yaml", "--", "sleep", "60", cwd=workspace)

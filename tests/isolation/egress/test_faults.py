@@ -223,8 +223,15 @@ async def test_a_stream_tells_when_it_was_closed_under_a_reader() -> None:
         assert other.closed
 
 
+@pytest.mark.parametrize(
+    "ruleset",
+    [
+        "netns._nft(netns._NFT | 99, netns._ACK, b'')",  # no nftables
+        "good.replace(b'tproxy', b'tqroxy')",  # no tproxy in it
+    ],
+)
 async def test_a_host_without_tproxy_refuses_the_policy(
-    net: Net, monkeypatch: pytest.MonkeyPatch
+    net: Net, monkeypatch: pytest.MonkeyPatch, ruleset: str
 ) -> None:
     """The keeper's process finds out; what it says comes back as what to do."""
     from purplebox.isolation import forkserver, link
@@ -234,7 +241,7 @@ async def test_a_host_without_tproxy_refuses_the_policy(
     def without(fd: int) -> str:
         broken = (
             "from purplebox.isolation import netns; "
-            "netns._ruleset = lambda: [netns._nft(netns._NFT | 99, netns._ACK, b'')]; "
+            f"good = netns._ruleset(); netns._ruleset = lambda: {ruleset}; "
         )
         return program(fd).replace(
             "from purplebox.isolation.keeper", broken + "from purplebox.isolation.keeper"

@@ -42,8 +42,8 @@ def sets(event: asyncio.Event) -> Callable[[str, bytes], None]:
     return lambda name, data: event.set()
 
 
-async def ask(port: int, data: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def ask(port: int, data: bytes, host: str = "127.0.0.1") -> bytes:
+    reader, writer = await asyncio.open_connection(host, port)
     try:
         writer.write(data)
         return await asyncio.wait_for(reader.read(-1), 20)
@@ -67,7 +67,7 @@ async def test_a_published_port_leads_to_the_sandbox_that_serves_it(net: Net) ->
             engine.run(server(port, "second"), wall_seconds=50, on_output=sets(ready[1]))
         )
         await asyncio.wait_for(ready[1].wait(), 20)
-        assert await ask(port, b"hello") == b"second hello"
+        assert await ask(port, b"hello", "::1") == b"second hello"
         assert await ask(port, b"stop") == b"second stop"
         assert (await second).exit_code == 0
         assert await ask(port, b"stop") == b"first stop"
@@ -84,6 +84,8 @@ async def test_a_published_port_leads_to_the_sandbox_that_serves_it(net: Net) ->
         await asyncio.wait_for(begun.wait(), 20)
         with pytest.raises(ConnectionRefusedError):
             await ask(other, b"x")
+        with pytest.raises(ConnectionRefusedError):
+            await ask(other, b"x", "::1")
         unpublished.cancel()
         await asyncio.gather(unpublished, return_exceptions=True)
     with pytest.raises(ConnectionRefusedError):
