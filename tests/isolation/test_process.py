@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import anyio
@@ -321,3 +324,38 @@ def test_without_an_event_loop(workspace: Path) -> None:
     assert left.stdout.read() == b""
     left.close()
     assert left.wait().signal == signal.SIGKILL
+
+
+CHILD = """
+import asyncio, sys
+from pathlib import Path
+from purplebox.isolation import Engine
+from purplebox.policies import load_policy
+
+async def main():
+    async with Engine(load_policy("base"), Path(sys.argv[1])) as engine:
+        process = await engine.start(["sh", "-c", sys.argv[2]], stdin="null")
+        await process.stdout.receive()
+        print("on", flush=True)
+        await process.wait()
+
+asyncio.run(main())
+"""
+
+
+def test_nothing_outlives_a_program_that_is_killed(workspace: Path) -> None:
+    beat = "(while :; do date +%N > beat; echo on; sleep 0.01; done) & exec sleep 60 >&-"
+    words = [sys.executable, "-c", CHILD, str(workspace), beat + " 2>&-"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"on\n"
+        before = (workspace / "beat").stat().st_mtime_ns
+        while (workspace / "beat").stat().st_mtime_ns == before:  # the control: it goes on
+            time.sleep(0.01)
+        program.kill()
+    ended = time.monotonic() + 10
+    seen = [0, (workspace / "beat").stat().st_mtime_ns]
+    while seen[-1] != seen[-2] and time.monotonic() < ended:
+        time.sleep(0.2)
+        seen.append((workspace / "beat").stat().st_mtime_ns)
+    assert seen[-1] == seen[-2]
