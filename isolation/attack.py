@@ -1,6 +1,6 @@
 """Attacks on a policy's own sandbox, from inside: `purple doctor --attack`, and the same in the tests.
 
-`ATTACKS` is the one list: each is a function of probes.py, with what it has to meet. `attack` puts up
+`ATTACKS` is the one list: each is a function in probes/, with what it has to meet. `attack` puts up
 what they aim at (a secret file, a process, sockets outside), runs each in a sandbox of its own, and says
 layer by layer what held.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import json
 import os
 import signal
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import probes
+from . import inside, probes
 from .errors import CommandNotFound, SetupError
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class Attack:
     """One thing that a sandbox has to refuse.
 
     Attributes:
-        name: Of the function in probes.py.
+        name: Of the function in probes/.
         layer: That holds it, or the first of those that do.
         answers: What it may meet: names of errno or of a signal, or "none" where it looks for
             something.
@@ -194,7 +193,7 @@ async def answer_of(engine: Engine, name: str, found: Mapping[str, Any]) -> str:
 
     Args:
         engine: Entered.
-        name: Of a function in probes.py.
+        name: Of a function in probes/.
         found: What it aims at: see `targets`.
 
     Raises:
@@ -214,7 +213,12 @@ async def answer_of(engine: Engine, name: str, found: Mapping[str, Any]) -> str:
 
 def program() -> str:
     """The probes, for `python -c`: a sandbox's view does not hold this package."""
-    return inspect.getsource(probes)
+    names = ("files", "processes", "kernel", "network", "limits")
+    modules = ", ".join(f"package.{name}" for name in names)
+    return inside.bundle(
+        [f"probes/{name}" for name in ("frame", *names)],
+        f"package.frame.main(sys.argv[1:], [{modules}])",
+    )
 
 
 @contextlib.contextmanager
@@ -243,7 +247,7 @@ def targets(policy: Policy) -> Generator[tuple[Path, dict[str, Any]]]:
     """What attacks aim at, put up outside for as long as this is held.
 
     Yields:
-        A workspace for the sandbox, and for probes.py: `secret`, a file outside it; `protected`, one
+        A workspace for the sandbox, and for probes/: `secret`, a file outside it; `protected`, one
         in it that `filesystem.protect` names or a read-only one; `port`, `abstract` and `socket`,
         listening; `victim`, a process of the caller's; `word`, in its environment; `processes`.
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import marshal
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -20,16 +21,26 @@ for name, code in marshal.loads(base64.b64decode("{modules}")):
     module.__package__ = "inside"
     setattr(package, name, module)
     exec(code, module.__dict__)
-package.fileops.main()
 """
 
 
 @cache
 def program() -> str:
     """For `python -c`, of the same interpreter as this one: compiled here, once."""
+    return bundle(_MODULES, "package.fileops.main()")
+
+
+def bundle(names: Sequence[str], start: str) -> str:
+    """A program of modules of this package that import one another and the standard library alone.
+
+    Args:
+        names: As files here without their suffix, those first that others import.
+        start: A line of Python; `package` has them as attributes.
+    """
     here = Path(__file__).parent
     modules = [
-        (name, compile((here / f"{name}.py").read_text(), f"inside/{name}.py", "exec"))
-        for name in _MODULES
+        (Path(name).name, compile((here / f"{name}.py").read_text(), f"inside/{name}.py", "exec"))
+        for name in names
     ]
-    return _START.format(modules=base64.b64encode(marshal.dumps(modules)).decode())
+    packed = base64.b64encode(marshal.dumps(modules)).decode()
+    return f"{_START.format(modules=packed)}{start}\n"

@@ -11,7 +11,6 @@ import asyncio
 import base64
 import json
 import os
-import socket
 import struct
 import subprocess
 import sys
@@ -133,7 +132,7 @@ CONTROLS: dict[str, Inside | Outside] = {
     "netlink_families": FREE,
     "type_into_the_terminal": Inside(change=without_seccomp, answers=("ok", "EIO")),
     "clone3": Inside(change=without_seccomp, answers=("EINVAL",)),
-    "foreign_entry": Inside(change=without_seccomp, answers=("ok", "SIGSEGV")),
+    "foreign_entry": Inside(change=without_seccomp, answers=("ok", "SIGSEGV", "EBADF")),
     "x32_entry": Inside(change=without_seccomp, answers=("ENOSYS", "ok")),
     "more_processes": Inside(found=lambda found: {"processes": 16}),
     "reach_the_hosts_loopback": OUTSIDE,
@@ -213,14 +212,18 @@ def test_an_attack_succeeds_without_the_rule(
     control = CONTROLS[one.name]
     if "landlock" in one.needs and abi_version() == 0:
         return
-    if one.name == "see_interfaces" and len(socket.if_nameindex()) == 1:
+    if one.name == "see_interfaces" and not any(
+        path.read_text().strip() != "down"
+        for path in Path("/sys/class/net").glob("*/operstate")
+        if path.parent.name != "lo"
+    ):
         return  # this host has a loopback and nothing else to see
     if isinstance(control, Outside):
         answer = outside(one.name, control, found, workspace)
     else:
         answer = inside(one.name, control, found, workspace, monkeypatch)
     assert answer.startswith(control.answers), answer
-    assert not set(answer.split()) <= one.answers or answer == "SIGSEGV", answer
+    assert not set(answer.split()) <= one.answers or answer in ("SIGSEGV", "EBADF"), answer
 
 
 @pytest.mark.parametrize("name", ["base", "strict", "code-assistant", "mcp-server"])
