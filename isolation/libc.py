@@ -32,6 +32,7 @@ AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, MOVE_MOUNT_F_EMPTY_PATH = 1, os.O_CLOEXEC, 4
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
 MOUNT_ATTR_IDMAP = 0x00100000
+_SET_STRING, _CREATE = 1, 6  # enum fsconfig_command
 # <linux/prctl.h>
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP = 1, 4, 24
 PR_SET_CHILD_SUBREAPER = 36
@@ -39,6 +40,7 @@ PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 
 # Numbers that are the same on every architecture since Linux 5.1 (the unified table), and seccomp's.
 SYS_open_tree, SYS_move_mount, SYS_mount_setattr = 428, 429, 442
+SYS_fsopen, SYS_fsconfig, SYS_fsmount = 430, 431, 432
 SYS_landlock_create_ruleset, SYS_landlock_add_rule, SYS_landlock_restrict_self = 444, 445, 446
 SYS_seccomp = {"x86_64": 317, "aarch64": 277, "riscv64": 277}.get(os.uname().machine, 317)
 
@@ -110,6 +112,20 @@ def move_mount(fd: int, target: str) -> None:
         SYS_move_mount, fd, empty, AT_FDCWD, raw, MOVE_MOUNT_F_EMPTY_PATH,
         name=f"move_mount(fd, {target!r})",
     )  # fmt: skip
+
+
+def tmpfs(*options: str, attributes: int) -> int:
+    """A tmpfs that is mounted nowhere: fsopen(2), fsconfig(2) for each option, fsmount(2)."""
+    context = syscall(SYS_fsopen, ctypes.c_char_p(b"tmpfs"), 1, name="fsopen('tmpfs')")
+    try:
+        for option in ("source=purple", *options):
+            key, _, value = option.partition("=")
+            raw = ctypes.c_char_p(key.encode()), ctypes.c_char_p(value.encode())
+            syscall(SYS_fsconfig, context, _SET_STRING, *raw, 0, name=f"fsconfig({option!r})")
+        syscall(SYS_fsconfig, context, _CREATE, None, None, 0, name="fsconfig(CREATE)")
+        return syscall(SYS_fsmount, context, 1, attributes, name="fsmount")
+    finally:
+        os.close(context)
 
 
 def mount_setattr(fd: int, set_flags: int, userns_fd: int = 0, *, recursive: bool = True) -> None:

@@ -230,7 +230,8 @@ class Link:
             sandbox.end.add_done_callback(lambda _: self.gone(sandbox))
 
     def _on_keeper(self) -> None:
-        self._to_keeper.recv(1)  # it says nothing more: this is its end
+        with contextlib.suppress(ConnectionResetError):  # it has not read all
+            self._to_keeper.recv(1)  # it says nothing more: this is its end
         asyncio.get_running_loop().remove_reader(self._to_keeper)
         self._lost()
 

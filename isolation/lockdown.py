@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 from . import capabilities, landlock, libc, pid1
 from .cgroup import MAX_FILES
-from .netns import loopback_up
 from .plan import HOME, PRIVATE, Plan
 
 FIRST_FREE = pid1.GROUPS + MAX_FILES
@@ -27,15 +26,12 @@ class Home:
     def __init__(self) -> None:
         self._mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         self._pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        os.umask(0o022)
 
-    def leave(self, network: int | None) -> None:
+    def leave(self, network: int) -> None:
         """Enter new namespaces; the next child is pid 1 of its pid namespace.
 
         Args:
-            network: A network namespace to enter, in which nothing runs any more; None makes one.
-                The kernel makes and destroys a few hundred a second at the most, so those of one
-                zygote are used again where they have nothing but a loopback.
+            network: Of a network namespace in which nothing runs, to enter.
         """
         libc.unshare(
             libc.CLONE_NEWNS
@@ -43,16 +39,9 @@ class Home:
             | libc.CLONE_NEWUTS
             | libc.CLONE_NEWCGROUP
             | libc.CLONE_NEWPID
-            | (libc.CLONE_NEWNET if network is None else 0)
         )
+        libc.setns(network, libc.CLONE_NEWNET)
         socket.sethostname("purple")
-        if network is None:
-            loopback_up()
-            # Else a port that one sandbox has used would be taken for the next one's minute: tcp(7).
-            with open("/proc/sys/net/ipv4/tcp_max_tw_buckets", "w") as file:
-                file.write("0")
-        else:
-            libc.setns(network, libc.CLONE_NEWNET)
 
     def come_back(self) -> None:
         """Be in the zygote's own mounts again, and let the next sandbox have a pid namespace.

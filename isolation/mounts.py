@@ -1,4 +1,4 @@
-"""The root view: binds on a private tmpfs, entered with pivot_root(2), the old root detached.
+"""The root view: binds on a private tmpfs (stage.py), entered with pivot_root(2), the old root detached.
 
 `build_root` runs once per policy in the zygote's mount namespace; `mount_private` once per sandbox
 in its own copy of it. Sources: mount(2), pivot_root(2), mount_setattr(2), user_namespaces(7).
@@ -12,41 +12,39 @@ import signal
 import stat
 from collections.abc import Callable, Iterable
 
-from . import libc, pid1
+from . import libc
 from .errors import SetupError
 from .marks import Marks
 from .plan import AUTHORITY, BUNDLES, DEVICES, HOME, PRIVATE, TRUSTED, Plan
+from .stage import Stage
 
 _STAGE = "/tmp"
-_MAX_COPIES, _MAX_COPY_BYTES = 16, 128 << 10
 _BIND_READ_ONLY = libc.MOUNT_ATTR_RDONLY | libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
 
 
-def build_root(plan: Plan, *, owner_id: int | None) -> None:
+def build_root(plan: Plan, stage: Stage, owners: Owners) -> None:
     """Build the policy's view and pivot into it.
 
     Args:
         plan: What the view holds.
-        owner_id: Host uid to which the owner of each granted tree is mapped by an idmapped mount,
-            when the caller is root; None where the caller's own id is used.
+        stage: What every view holds.
+        owners: To whom granted trees are given, when the caller is root.
 
     Raises:
         SetupError: a granted tree lies on a file system without idmapped mounts.
         OSError: a mount was refused.
+
+    Stage and owners are of no use for another view afterwards.
     """
     libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
     # Sources are opened first: the stage hides what lies below it.
     trees: list[tuple[int, str]] = []
     links: list[tuple[str, str]] = []
-    copies: dict[str, tuple[bytes, int]] = {}
     for path in plan.system:
         if os.path.islink(path):
             links.append((os.readlink(path), path))
-        elif path.startswith("/etc/") and (found := _small_files(path)):
-            copies.update(found)
-        else:
+        elif not (path.startswith("/etc/") and stage.copy(path)):
             trees.append((_tree(path, _BIND_READ_ONLY), path))
-    owners = _Owners(owner_id)
     for path in plan.read:
         trees.append((owners.tree(path, _BIND_READ_ONLY), path))
     writable = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
@@ -61,29 +59,9 @@ def build_root(plan: Plan, *, owner_id: int | None) -> None:
     safe = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV | libc.MOUNT_ATTR_NOEXEC
     proc = _tree("/proc", safe)
 
-    libc.mount("purple", _STAGE, "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, "mode=755,size=16m")
-    for name in (
-        "proc",
-        "dev",
-        "tmp",
-        "dev/shm",
-        "dev/pts",
-        "sys",
-        "run",
-        "var",
-        "var/tmp",
-        HOME[1:],
-    ):
-        os.makedirs(f"{_STAGE}/{name}", exist_ok=True)
-    for target, name in (
-        ("self/fd", "fd"),
-        ("fd/0", "stdin"),
-        ("fd/1", "stdout"),
-        ("fd/2", "stderr"),
-    ):
-        prefix = "/proc/" if name == "fd" else "/dev/"
-        os.symlink(prefix + target, f"{_STAGE}/dev/{name}")
-    os.symlink("pts/ptmx", f"{_STAGE}/dev/ptmx")
+    for path, text in plan.files.items():
+        stage.write(path, text.encode(), 0o444)
+    stage.attach(_STAGE)
     libc.move_mount(proc, f"{_STAGE}/proc")
     # Short paths first, so that a grant below another is mounted over it.
     for fd, path in sorted([*trees, *devices], key=lambda tree: tree[1].count("/")):
@@ -92,14 +70,8 @@ def build_root(plan: Plan, *, owner_id: int | None) -> None:
         os.makedirs(os.path.dirname(_STAGE + path), exist_ok=True)
         if not os.path.lexists(_STAGE + path):
             os.symlink(target, _STAGE + path)
-    for path, (data, mode) in copies.items():
-        _write_file(path, data, mode)
-    for path, text in plan.files.items():
-        _write_file(path, text.encode(), 0o444)
-    if program := pid1.executable():
-        _write_file(pid1.PATH, program, 0o555)
     if plan.authority:
-        _add_authority(plan.authority)
+        _add_authority(stage, plan.authority)
     os.makedirs(f"{_STAGE}/.old", exist_ok=True)
     libc.pivot_root(_STAGE, f"{_STAGE}/.old")
     os.chdir("/")
@@ -107,44 +79,7 @@ def build_root(plan: Plan, *, owner_id: int | None) -> None:
     os.rmdir("/.old")
 
 
-def _small_files(path: str) -> dict[str, tuple[bytes, int]]:
-    """Contents and modes of a small file, or of those in a small directory, to be copied.
-
-    Each mount costs the kernel some microseconds at the start and again at the end of every sandbox,
-    so one for each of /etc's files would be half of what a view costs.
-
-    Returns:
-        By path; {} where it is not that small, or not ours to read: then it is to be mounted.
-    """
-    found: dict[str, tuple[bytes, int]] = {}
-    try:
-        inside = [f"{path}/{name}" for name in os.listdir(path)] if os.path.isdir(path) else [path]
-        if len(inside) > _MAX_COPIES:
-            return {}
-        for name in inside:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                mode = os.fstat(fd).st_mode
-                data = os.read(fd, _MAX_COPY_BYTES + 1) if stat.S_ISREG(mode) else None
-            finally:
-                os.close(fd)
-            if data is None or len(data) > _MAX_COPY_BYTES:
-                return {}
-            found[name] = data, stat.S_IMODE(mode) & 0o555
-    except OSError:
-        return {}
-    return found
-
-
-def _write_file(path: str, data: bytes, mode: int) -> None:
-    """Make a file of the view."""
-    os.makedirs(os.path.dirname(_STAGE + path), exist_ok=True)
-    with open(_STAGE + path, "wb") as file:
-        file.write(data)
-    os.chmod(_STAGE + path, mode)
-
-
-def _add_authority(certificate: str) -> None:
+def _add_authority(stage: Stage, certificate: str) -> None:
     """Let the view trust `certificate`: a bundle of its own, laid over the host's in the view."""
     host = next((path for path in BUNDLES if os.path.isfile(path)), None)
     trusted = ""
@@ -152,7 +87,7 @@ def _add_authority(certificate: str) -> None:
         with open(host) as file:
             trusted = file.read()
     for path, text in ((TRUSTED, f"{trusted}\n{certificate}"), (AUTHORITY, certificate)):
-        _write_file(path, text.encode(), 0o444)
+        stage.write(path, text.encode(), 0o444)
     for path in BUNDLES:
         # Not through a link: its target is mounted over itself, or is not in the view.
         if os.path.realpath(path) == path and os.path.isfile(_STAGE + path):
@@ -264,12 +199,24 @@ def _tree(path: str, attributes: int) -> int:
     return fd
 
 
-class _Owners:
-    """Gives granted trees to one id, whoever owns them on disk. None leaves them as they are."""
+class Owners:
+    """Gives granted trees to one id, whoever owns them on disk.
 
-    def __init__(self, owner_id: int | None) -> None:
+    Args:
+        owner_id: That id; None leaves them as they are.
+        ahead: Owners, uid and gid, that are likely: a map takes a fork.
+    """
+
+    def __init__(self, owner_id: int | None, ahead: Iterable[tuple[int, int]] = ()) -> None:
         self._owner_id = owner_id
-        self._maps: dict[tuple[int, int], int] = {}  # most trees have one owner; each takes a fork
+        self._maps: dict[tuple[int, int], int] = {}
+        for ids in ahead:
+            self._map(ids)
+
+    def _map(self, ids: tuple[int, int]) -> int:
+        if ids not in self._maps and self._owner_id is not None:
+            self._maps[ids] = _mapping_userns(*ids, self._owner_id)
+        return self._maps[ids]
 
     def tree(self, path: str, attributes: int) -> int:
         """As `_tree`. Raises `SetupError` where its file system has no idmapped mounts."""
@@ -278,9 +225,7 @@ class _Owners:
             status = os.stat(path)
             ids = status.st_uid, status.st_gid
             if ids != (self._owner_id, self._owner_id):
-                if ids not in self._maps:
-                    self._maps[ids] = _mapping_userns(*ids, self._owner_id)
-                _map_owner(fd, path, self._maps[ids])
+                _map_owner(fd, path, self._map(ids))
         return fd
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from .lockdown import Home, create_ruleset, start_pid_1
 from .marks import Marks
 from .mounts import mount_private, mount_proc, seal_root
-from .netns import open_doors
+from .netns import new_network, open_doors
 from .pid1 import TERMINAL
 from .plan import Plan
 from .rlimits import set_limit
@@ -60,18 +60,15 @@ class Slot:
                 same time.
         """
         ruleset = inner = None
-        if network is not None:
-            self.network = network
         try:
-            home.leave(network)
-            # By way of our own /proc, which is here until the sandbox's covers it.
-            if network is None:
-                self.network = _namespace("net")
+            self.network = new_network() if network is None else network
+            home.leave(self.network)
             if plan.network:
                 self.doors = open_doors()
             # The last to leave mounts takes them down, which takes the kernel longer than a short
             # command runs. Let that be us, when the end has been told.
-            self._mounts = _namespace("mnt")
+            # By way of our own /proc, which is here until the sandbox's covers it.
+            self._mounts = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
             mount_private(plan, self._marks)
             self._private = os.open("/tmp", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             sources: list[int | str] = list(fds)
@@ -154,10 +151,6 @@ class Slot:
         for fd in (self.pidfd, self.network, self._mounts, self._master):
             if fd >= 0:
                 os.close(fd)
-
-
-def _namespace(name: str) -> int:
-    return os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _first_child(pid_1: int) -> int | None:

@@ -11,6 +11,7 @@ Theory of operation
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -25,11 +26,12 @@ from .cgroup import MAX_FILES
 from .descriptors import receive
 from .errors import SetupError
 from .lockdown import FIRST_FREE, Home, write_id_maps
-from .mounts import build_root
-from .netns import probe_doors, socket_inside
+from .mounts import Owners, build_root
+from .netns import new_network, probe_doors, socket_inside
 from .oom import OutOfMemory
 from .plan import INSIDE_ID, ORDER_BYTES, UNUSED_ID, Plan
 from .slot import Slot
+from .stage import Stage
 from .subordinate import KEPT, unshare_mapped
 from .warden import WardedSlot, stay
 from .watcher import Watcher
@@ -47,12 +49,14 @@ def become_zygote(keeper: socket.socket) -> NoReturn:
     """
     try:
         libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.umask(0o022)
+        ahead = _make_ahead()
         text, fds = receive(keeper, 1 << 20, 1)
         if text:
             plan = Plan.from_json(text)
             gateway = socket.socket(fileno=fds[0])
             if plan.namespaces:
-                _enter(plan, (keeper, gateway))
+                _enter(plan, ahead, (keeper, gateway))
             else:
                 stay()
             Zygote(keeper, gateway, plan).serve()
@@ -63,14 +67,24 @@ def become_zygote(keeper: socket.socket) -> NoReturn:
     os._exit(1)
 
 
-def _enter(plan: Plan, channels: tuple[socket.socket, ...]) -> None:
+def _make_ahead() -> tuple[Stage, Owners] | None:
+    """What root can make before there is a plan; others' user namespace depends on it. None: not now."""
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):
+            return Stage(), Owners(UNUSED_ID, [(0, 0)])
+    return None
+
+
+def _enter(
+    plan: Plan, ahead: tuple[Stage, Owners] | None, channels: tuple[socket.socket, ...]
+) -> None:
     uid, gid = os.geteuid(), os.getegid()
     spaces = libc.CLONE_NEWUSER | libc.CLONE_NEWNS | libc.CLONE_NEWPID
     if uid == 0:
         # Real root may do what a user namespace may not: reach below /root, map owners. So the
         # view is built first, then root is given up for an id that nobody has.
         _unshare(libc.CLONE_NEWNS)
-        build_root(plan, owner_id=UNUSED_ID)
+        build_root(plan, *(ahead or (Stage(), Owners(UNUSED_ID))))
         uid = gid = UNUSED_ID
         os.setgroups(_groups(plan))
         os.setresgid(gid, gid, gid)
@@ -82,7 +96,7 @@ def _enter(plan: Plan, channels: tuple[socket.socket, ...]) -> None:
         _unshare(spaces, plan.id_maps)
         if not plan.id_maps:
             write_id_maps(uid, gid, INSIDE_ID, INSIDE_ID)
-        build_root(plan, owner_id=None)
+        build_root(plan, Stage(), Owners(None))
     pid = os.fork()
     if pid:
         for channel in channels:
@@ -150,6 +164,9 @@ class Zygote:
         if self._plan.network and (problem := probe_doors()):
             raise SetupError(problem)
         self._keeper.send(b"{}")
+        if self._plan.namespaces and not self._plan.network:
+            with contextlib.suppress(OSError):  # whoever asks for a sandbox will hear of it
+                self._networks.append(new_network())  # meanwhile the gateway comes to ask for one
         while True:
             # The gateway comes last: its spawn may read what the keeper has sent, too, and acting on
             # what epoll told of the keeper would then be to wait for a message that nobody sends.
