@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -379,6 +380,60 @@ async def test_input_that_nobody_reads(tmp_path: Path, monkeypatch: pytest.Monke
         await gateway.call("process_input", {**named, "close": True, "wait_seconds": 0})
         told = await gateway.call("process_input", {**named, "input": "x"})
         assert "has been closed" in told.text
+
+
+SERVER = """
+import socket
+server = socket.create_server(("127.0.0.1", PORT))
+print("ready", flush=True)
+while True:
+    client, _ = server.accept()
+    client.sendall(b"served")
+    client.close()
+"""
+
+
+async def served(port: int) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        return await asyncio.wait_for(reader.read(), 10)
+    except ConnectionResetError:
+        return b"reset"
+    finally:
+        writer.close()
+
+
+async def test_a_published_port_leads_to_a_process(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = int(taken.getsockname()[1])
+    network = {"isolated": False, "listen": (port,)}
+    async with entered(tmp_path, policy(network=network)) as gateway:
+        (tmp_path / "workspace" / "server.py").write_text(SERVER.replace("PORT", str(port)))
+        assert await served(port) == b"reset"  # the control: nobody serves
+        server = {"command": "exec python3 server.py", "wait_seconds": 20}
+        begun = content(await gateway.call("process_start", server))
+        assert begun["output"] == "ready\n"
+        assert await served(port) == b"served"
+        await gateway.call("shell", {"command": "true"})
+        assert await served(port) == b"served"
+        await gateway.call("process_stop", {"process_id": begun["process_id"]})
+        assert await served(port) == b"reset"
+    (record,) = records(tmp_path)
+    assert [(c["via"], c["port"]) for c in record["connections"]] == [("listen", port)] * 2
+
+
+async def test_what_runs_in_one_process_shares_its_loopback(tmp_path: Path) -> None:
+    ask = (
+        "python3 -c 'import socket; print(socket.create_connection((\"127.0.0.1\", 8000)).recv(9))'"
+    )
+    async with entered(tmp_path) as gateway:
+        (tmp_path / "workspace" / "server.py").write_text(SERVER.replace("PORT", "8000"))
+        named = {"process_id": await start(gateway, "sh 2>&1"), "wait_seconds": 20}
+        for line, output in (("python3 server.py &", "ready\n"), (ask, "b'served'\n")):
+            told = await gateway.call("process_input", {**named, "input": f"{line}\n"})
+            assert content(told)["output"] == output
+        alone = await gateway.call("shell", {"command": ask})
+        assert "ConnectionRefusedError" in content(alone)["stderr"]
 
 
 @pytest.fixture
