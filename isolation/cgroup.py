@@ -58,7 +58,7 @@ class Hierarchy:
     """Where this process may make cgroups. One per keeper; `close` leaves nothing behind.
 
     Args:
-        plan: What is to be held; None to look only at what could be, and not to ask systemd.
+        plan: What is to be held; None to look only at what could be.
 
     Attributes:
         version: 2, 1, or 0 where no cgroup can be made.
@@ -71,7 +71,6 @@ class Hierarchy:
         self.reason = ""
         self.bases: dict[str, str] = {}
         self._devices: set[str] = set()
-        self._asks = plan is not None
         self._io_wanted = plan is not None and plan.io_bytes_per_second is not None
         name = f"purple-{os.getpid()}"
         try:
@@ -97,8 +96,7 @@ class Hierarchy:
             return False
         here = f"{_ROOT}{own}".rstrip("/")
         places = [os.path.dirname(here), here]
-        if self._asks and scope.can_ask() and scope.ask():
-            here = f"{_ROOT}{_own_paths()['']}"
+        if os.path.basename(here) == scope.name_of(os.getpid()):  # whose parent is systemd's
             places = [here]
         parent = os.path.dirname(here)
         # io costs nothing more and counts; the others hold what every policy may ask for.

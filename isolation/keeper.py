@@ -32,7 +32,7 @@ import sys
 import time
 from typing import NoReturn
 
-from . import libc
+from . import libc, scope
 from .cgroup import Cgroup, Hierarchy
 from .descriptors import receive
 from .plan import Plan
@@ -99,6 +99,8 @@ def _keep(gateway: socket.socket, ours: socket.socket, zygote: int) -> None:
     text, fds = receive(gateway, 1 << 20, 1)
     if not text:
         return  # and so does the zygote
+    if scope.can_ask():
+        scope.ask(zygote)  # before it has its plan, and with it another process of its own
     with contextlib.suppress(ConnectionError):  # should it have died: that is heard below
         socket.send_fds(ours, [text], fds)
     os.close(fds[0])

@@ -28,21 +28,30 @@ def can_ask() -> bool:
     return asked and not any(_delegated(f"/sys/fs/cgroup{p}") for p in (own, os.path.dirname(own)))
 
 
-def ask() -> bool:
-    """Have systemd move this process into a scope of its own, delegated to us.
+def name_of(pid: int) -> str:
+    """The scope that process `pid` asks for."""
+    return f"purple-{pid}.scope"
+
+
+def ask(*others: int) -> bool:
+    """Have systemd move this process, and `others`, into a scope of their own, delegated to us.
+
+    Whoever starts processes that are to be in cgroups of the scope has to be in it: to move from one
+    cgroup to another takes rights over what they have in common (cgroup-v2.rst, "Delegation").
 
     Returns:
         Whether it is there; else nothing has changed. It takes some ten milliseconds.
     """
     program, before = _busctl(), _cgroup()
+    pids = [str(pid) for pid in (os.getpid(), *others)]
     if program is None:
         return False
     call = [
         program, f"--address=unix:path={_bus()}", "--quiet", "call",
         "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager",
-        "StartTransientUnit", "ssa(sv)a(sa(sv))", f"purple-{os.getpid()}.scope", "fail", "4",
+        "StartTransientUnit", "ssa(sv)a(sa(sv))", name_of(os.getpid()), "fail", "4",
         "Description", "s", "purple: sandboxes",
-        "PIDs", "au", "1", str(os.getpid()),
+        "PIDs", "au", str(len(pids)), *pids,
         "Delegate", "b", "true",
         "CollectMode", "s", "inactive-or-failed",
         "0",
