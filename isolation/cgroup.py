@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from . import scope
+from . import leftovers, scope
 from .blockio import devices_under
 from .plan import Plan
 
@@ -25,6 +26,7 @@ _ROOT = "/sys/fs/cgroup"
 _CPU_PERIOD_US = 100_000
 MAX_FILES = 8  # of one sandbox's cgroup: of `open_procs` and `open_oom`
 _RESIDUE_BYTES = 1 << 20
+_BASE = re.compile(r"purple-\d+")
 
 
 def _read(path: str) -> str:
@@ -71,6 +73,7 @@ class Hierarchy:
         self.reason = ""
         self.bases: dict[str, str] = {}
         self._devices: set[str] = set()
+        self._held: list[int] = []  # the bases, so that no other keeper takes them for a dead one's
         self._io_wanted = plan is not None and plan.io_bytes_per_second is not None
         name = f"purple-{os.getpid()}"
         try:
@@ -118,7 +121,7 @@ class Hierarchy:
             ):
                 continue
             path = f"{base}/{name}"
-            os.mkdir(path)
+            self._held.append(leftovers.make(path))
             have = _read(f"{path}/cgroup.controllers").split()
             _write(f"{path}/cgroup.subtree_control", " ".join(f"+{c}" for c in wanted if c in have))
             self.version, self.bases = 2, {"": path}
@@ -161,7 +164,7 @@ class Hierarchy:
                 self.bases = {}
                 return
             path = f"{base}/{name}"
-            os.mkdir(path)
+            self._held.append(leftovers.make(path))
             self.bases[controller] = path
         self.version = 1
 
@@ -173,12 +176,19 @@ class Hierarchy:
         group.limit(plan, self._devices)
         return group
 
+    def sweep(self) -> None:
+        """Remove what keepers that were killed have left beside ours."""
+        for path in self.bases.values():
+            leftovers.sweep(os.path.dirname(path), _BASE, _remove_all)
+
     def close(self) -> None:
         """Remove our own cgroups; sandboxes in them must have ended."""
         for path in self.bases.values():
             for entry in [e.path for e in os.scandir(path) if e.is_dir()]:
                 _remove(entry)
             _remove(path)
+        for held in self._held:
+            os.close(held)
 
 
 class Cgroup:
@@ -370,6 +380,13 @@ def _delegated(path: str) -> bool:
         with contextlib.suppress(OSError):
             return os.getxattr(path, name) == b"1"
     return False
+
+
+def _remove_all(base: str) -> None:
+    """Without patience: what still runs in one keeps it for the next time."""
+    for entry in [e.path for e in os.scandir(base) if e.is_dir()]:
+        os.rmdir(entry)
+    os.rmdir(base)
 
 
 def _remove(path: str) -> None:

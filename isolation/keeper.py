@@ -32,11 +32,11 @@ import sys
 import time
 from typing import NoReturn
 
-from . import libc, scope
+from . import leftovers, libc, scope
 from .cgroup import Cgroup, Hierarchy
 from .descriptors import receive
 from .plan import Plan
-from .warden import remove_places
+from .warden import PLACES, remove, remove_places
 from .zygote import become_zygote
 
 _PAUSE_SECONDS = 0.005  # about as long as a first call, which the next forks must not slow down
@@ -118,6 +118,7 @@ def _keep(gateway: socket.socket, ours: socket.socket, zygote: int) -> None:
         with contextlib.suppress(ConnectionError):  # the gateway is gone
             gateway.send(json.dumps(facts).encode())
             if "error" not in facts:
+                _sweep(plan, hierarchy)
                 _Keeper(gateway, ours, plan, hierarchy).serve()
     finally:
         ours.close()
@@ -130,6 +131,13 @@ def _keep(gateway: socket.socket, ours: socket.socket, zygote: int) -> None:
         if not plan.namespaces:
             remove_places(os.getpid())
         hierarchy.close()
+
+
+def _sweep(plan: Plan, hierarchy: Hierarchy) -> None:
+    """Remove what others have left that were killed. After the gateway has been answered."""
+    hierarchy.sweep()
+    if not plan.namespaces:
+        leftovers.sweep(*PLACES, remove)
 
 
 class _Keeper:

@@ -17,6 +17,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import resource
 import signal
 import struct
@@ -24,7 +25,7 @@ import termios
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
-from . import capabilities, landlock, libc, pid1
+from . import capabilities, landlock, leftovers, libc, pid1
 from .lockdown import Home
 from .plan import DEVICES, HOME, Plan
 from .rlimits import set_limit
@@ -34,6 +35,7 @@ from .watcher import parents
 # Of /proc what names no process; of sockets and the kernel's memory nothing.
 _PROC = ("cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "filesystems", "sys")
 _PLACE = "/tmp/purple-"
+PLACES = "/tmp", re.compile(r"purple-\d+-\d+-\d+")  # for leftovers.py
 
 
 def stay() -> None:
@@ -48,6 +50,7 @@ def stay() -> None:
 class WardedSlot(Slot):
     """The zygote's account of one sandbox without namespaces; `pid_1` is its warden."""
 
+    _place, _held = "", -1
     _wardens: set[int] = set()  # noqa: RUF012  # every one of this zygote
 
     def prepare(
@@ -57,7 +60,8 @@ class WardedSlot(Slot):
         """As `Slot.prepare`; nothing is left and nothing mounted."""
         self.network = network if network is not None else os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)  # fmt: skip
         self._place = f"{_PLACE}{os.getppid()}-{os.getpid()}-{self.number}"
-        for path in (self._place, f"{self._place}/tmp", f"{self._place}/home"):
+        self._held = leftovers.make(self._place, 0o700)
+        for path in (f"{self._place}/tmp", f"{self._place}/home"):
             os.mkdir(path, 0o700)
         # What it fills cannot be told: it shares a file system.
         self._private = os.open("/proc/self", os.O_PATH | os.O_CLOEXEC)
@@ -110,7 +114,9 @@ class WardedSlot(Slot):
             _end(orphans)
             for pid in orphans:
                 os.waitpid(pid, 0)
-        remove(self._place)
+        if self._held >= 0:
+            remove(self._place)
+            os.close(self._held)
 
 
 def _create_ruleset(plan: Plan, place: str) -> int:
@@ -271,12 +277,10 @@ def remove(place: str) -> None:
             for entry in os.scandir(directory):
                 if entry.is_dir(follow_symlinks=False):
                     os.chmod(entry.path, 0o700)
-    for directory, _, names in os.walk(place, topdown=False):
-        for name in names:
+    for directory, directories, names in os.walk(place, topdown=False):
+        for path in (f"{directory}/{name}" for name in (*names, *directories)):
             with contextlib.suppress(OSError):
-                os.unlink(f"{directory}/{name}")
-        for entry in list(os.scandir(directory)):
-            with contextlib.suppress(OSError):
-                os.unlink(entry.path) if entry.is_symlink() else os.rmdir(entry.path)
+                is_directory = os.path.isdir(path) and not os.path.islink(path)
+                os.rmdir(path) if is_directory else os.unlink(path)
     with contextlib.suppress(OSError):
         os.rmdir(place)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from purplebox.isolation import Engine
+from purplebox.isolation import Engine, leftovers
 from purplebox.isolation.zygote import SPARE_NETWORKS
 from purplebox.policies import load_policy
 
@@ -119,7 +121,7 @@ def test_nothing_is_left_after_ten_thousand_calls(workspace: Path, tmp_path: Pat
 GATEWAY = """
 import asyncio, sys
 from pathlib import Path
-from purplebox.isolation import Engine
+from purplebox.isolation import Engine, leftovers
 from purplebox.isolation.zygote import SPARE_NETWORKS
 from purplebox.policies import load_policy
 
@@ -176,3 +178,67 @@ def test_nothing_is_left_when_the_gateway_is_killed_at_any_moment(
     assert dead_cgroups() - before[0] == set(), seed
     assert mounts(os.getpid()) == before[1]
     assert os.listdir(places) == [] == os.listdir(workspace)
+
+
+ENGINE = """
+import asyncio, sys
+from pathlib import Path
+from purplebox.isolation import Engine, leftovers
+from purplebox.policies import load_policy
+
+async def main():
+    async with Engine(load_policy("base"), Path(sys.argv[1])) as engine:
+        await engine.run(["true"])
+        print("ready", flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_what_a_whole_killed_family_has_left_goes_at_the_next_start(workspace: Path) -> None:
+    """Keepers remove what gateways leave; nobody is there for a keeper that is killed, too."""
+    with subprocess.Popen([sys.executable, "-c", ENGINE, str(workspace)], stdout=subprocess.PIPE) as gateway:  # fmt: skip
+        assert gateway.stdout is not None
+        gateway.stdout.readline()
+        family = [gateway.pid]
+        for pid in family:
+            family += children(pid)
+        for pid in family:  # none of them gets to remove anything
+            os.kill(pid, signal.SIGSTOP)
+        for pid in family:
+            os.kill(pid, signal.SIGKILL)
+    while any(os.path.exists(f"/proc/{pid}") and _state(pid) not in "ZX" for pid in family):
+        time.sleep(0.01)
+    left = {f"purple-{pid}" for pid in family} & set(cgroups())
+
+    async def go() -> None:
+        async with Engine(BASE, workspace) as first:  # whose are kept
+            async with Engine(BASE, workspace) as second:
+                await asyncio.gather(first.run(["true"]), second.run(["true"]))
+            assert (await first.run(["true"])).exit_code == 0
+            if first.enforcement.layers["cgroup"].status == "full":
+                assert left  # the control: there was something to remove
+                assert not left & set(cgroups())
+
+    asyncio.run(go())
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
+def test_a_directory_that_is_held_is_not_swept(tmp_path: Path) -> None:
+    names = re.compile(r"purple-\d+")
+    held = leftovers.make(f"{tmp_path}/purple-1")
+    os.close(leftovers.make(f"{tmp_path}/purple-2"))
+    (tmp_path / "purple-other").mkdir()
+    (tmp_path / "purple-3").symlink_to("purple-other")
+    leftovers.sweep(str(tmp_path), names, os.rmdir)
+    assert {p.name for p in tmp_path.glob("purple-*")} == {"purple-1", "purple-3", "purple-other"}
+    os.close(held)
+    leftovers.sweep(str(tmp_path), names, os.rmdir)
+    assert not (tmp_path / "purple-1").exists()
