@@ -93,6 +93,9 @@ _RULES: tuple[_Rule, ...] = (
     ),
 )  # fmt: skip
 HIDDEN_TEXT = "hidden-text"
+# In a short text one search for all words is faster than one for each.
+_ANY_START = re.compile("|".join(re.escape(word) for rule in _RULES for word in rule[1]))
+_SHORT_CHARACTERS = 1024
 
 
 def find(text: str) -> list[str]:
@@ -100,6 +103,8 @@ def find(text: str) -> list[str]:
     text = text[:MOST_CHARACTERS]
     # Only one letter is longer in lower case; positions must be the same in both.
     lower = text.lower() if text.isascii() else text.replace("\u0130", "I").lower()
+    if len(lower) < _SHORT_CHARACTERS and _ANY_START.search(lower) is None:
+        return []
     found: dict[str, None] = {}
     for rule in _RULES:
         if rule[0] not in found and _is_in(text, lower, rule):
