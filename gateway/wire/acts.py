@@ -11,8 +11,9 @@ from ..screens import Findings
 from . import jsonrpc
 from .asking import ClientAsker
 from .client import Client
+from .exchange import Exchange
 from .jsonrpc import Message, RpcError, is_object, object_of
-from .session import Exchange, Session
+from .session import Session
 
 # Requests that read, change or cost something, besides tools/call. To the rules the method is the
 # tool's name, and the params are its arguments.

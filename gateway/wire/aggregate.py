@@ -19,9 +19,10 @@ from .builtin import INFO, cacheable, described, stamped
 from .client import SUBSCRIPTION, Client
 from .eras import LISTS as LIST_CHANGES
 from .eras import heard
+from .exchange import Exchange
 from .jsonrpc import Message, RpcError, is_object, list_of, object_of
 from .schemas import unsafe_schema
-from .session import Exchange, Session
+from .session import Session
 from .tasks import EXTENSION
 
 SEPARATOR = "__"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ..approvals.question import Answer, Question, elicited
 from .client import Client
+from .exchange import Exchange
 from .jsonrpc import RpcError, is_object, object_of
-from .session import Exchange, Session
+from .session import Session
 
 
 class ClientAsker:

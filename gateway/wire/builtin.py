@@ -11,8 +11,8 @@ from ..gateway import Gateway
 from . import jsonrpc
 from .asking import ClientAsker
 from .client import HANDSHAKE_VERSIONS, MODERN_VERSIONS, SERVER_INFO, Client
+from .exchange import Exchange
 from .jsonrpc import Message, RpcError, is_object, object_of
-from .session import Exchange
 
 _PROGRESS_SECONDS = 0.1  # running output is gathered for this long, so that a flood stays small
 INFO: Message = {"name": "purple", "title": "Purple", "version": __version__}

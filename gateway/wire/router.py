@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from .acts import Backend
 from .client import Client
+from .exchange import Exchange
 from .jsonrpc import Message
-from .session import Exchange
 
 
 class Single:

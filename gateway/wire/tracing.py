@@ -18,7 +18,7 @@ from ..audit import spans
 from .jsonrpc import Message, RpcError, object_of
 
 if TYPE_CHECKING:
-    from .session import Exchange
+    from .exchange import Exchange
 
 _METHOD, _TOOL, _PROMPT = "mcp.method.name", "gen_ai.tool.name", "gen_ai.prompt.name"
 _ID, _STATUS, _ERROR = "jsonrpc.request.id", "rpc.response.status_code", "error.type"

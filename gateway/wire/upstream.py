@@ -27,10 +27,11 @@ from . import eras, jsonrpc, schemas, tracing
 from .acts import ACTING, act
 from .asks import Asks, Tokens
 from .client import LOG_LEVEL, MODERN_VERSIONS, SUBSCRIPTION, Client
+from .exchange import Exchange, Sink
 from .health import Health
 from .jsonrpc import Id, Message, RpcError, list_of, object_of
 from .links import Connector, Ears, Link
-from .session import Exchange, Session, Sink
+from .session import Session
 from .stdio import HIGH_WATER_BYTES
 from .tasks import STATUS
 

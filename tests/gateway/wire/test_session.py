@@ -11,10 +11,11 @@ from typing import Any
 
 from purplebox.gateway.wire import jsonrpc
 from purplebox.gateway.wire.builtin import described
+from purplebox.gateway.wire.exchange import Exchange
 from purplebox.gateway.wire.jsonrpc import MAX_FRAME_BYTES, RpcError
 from purplebox.gateway.wire.rate import Rate
 from purplebox.gateway.wire.router import Single
-from purplebox.gateway.wire.session import Exchange, Session
+from purplebox.gateway.wire.session import Session
 from purplebox.gateway.wire.stdio import Pipe
 
 Connect = Callable[..., AbstractAsyncContextManager[Any]]
