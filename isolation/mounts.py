@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
+import socket
 import stat
 from collections.abc import Callable, Iterable
 
@@ -248,24 +248,27 @@ def _map_owner(fd: int, path: str, userns: int) -> None:
 
 def _mapping_userns(uid: int, gid: int, owner_id: int) -> int:
     """A user namespace that exists only to carry a map: on-disk id → `owner_id`."""
+    ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
         try:
+            ours.close()
             libc.unshare(libc.CLONE_NEWUSER)
-            os.kill(
-                os.getpid(), signal.SIGSTOP
-            )  # the parent writes the maps and takes the namespace
+            theirs.send(b"u")
+            theirs.recv(1)  # until the maps are written, or whoever would write them is dead
         finally:
             os._exit(0)
+    theirs.close()
     try:
-        os.waitpid(pid, os.WUNTRACED)
+        if not ours.recv(1):
+            raise OSError(errno.EPERM, "no user namespace can be had for a map of owners")
         with open(f"/proc/{pid}/uid_map", "w") as file:
             file.write(f"{uid} {owner_id} 1")
         with open(f"/proc/{pid}/gid_map", "w") as file:
             file.write(f"{gid} {owner_id} 1")
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
-        os.kill(pid, signal.SIGKILL)
+        ours.close()
         os.waitpid(pid, 0)
 
 
