@@ -42,8 +42,8 @@ def ask(*others: int) -> bool:
     Returns:
         Whether it is there; else nothing has changed. It takes some ten milliseconds.
     """
-    program, before = _busctl(), _cgroup()
     pids = [str(pid) for pid in (os.getpid(), *others)]
+    program, before = _busctl(), {pid: _cgroup(pid) for pid in pids}
     if program is None:
         return False
     call = [
@@ -64,8 +64,10 @@ def ask(*others: int) -> bool:
         os.close(null)
     if os.waitpid(pid, 0)[1]:
         return False
-    until = time.monotonic() + _PATIENCE_SECONDS  # what was begun is a job, which then moves us
-    while _cgroup() == before:
+    # What was begun is a job, which then moves us, one after the other. Until all are there nothing may
+    # be done in the scope: with controllers handed down it takes no more, and systemd gives it up.
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while any(_cgroup(pid) == was for pid, was in before.items()):
         if time.monotonic() > until:
             return False
         time.sleep(0.001)
@@ -89,6 +91,6 @@ def _bus() -> str:
     return f"/run/user/{uid}/bus" if uid else "/run/dbus/system_bus_socket"
 
 
-def _cgroup() -> bytes:
-    with open("/proc/self/cgroup", "rb") as file:
+def _cgroup(pid: str = "self") -> bytes:
+    with open(f"/proc/{pid}/cgroup", "rb") as file:
         return file.read()
