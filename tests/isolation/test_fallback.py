@@ -62,11 +62,19 @@ def accepting(*words: str, **sections: Any) -> Policy:
 
 
 def without(
-    policy: Policy, workspace: Path, *commands: str, inside: int = 1000, seconds: float = 30.0
+    policy: Policy,
+    workspace: Path,
+    *commands: str,
+    inside: int = 1000,
+    seconds: float = 30.0,
+    before: str = "",
 ) -> dict[str, Any]:
     words = [str(inside), policy.model_dump_json(by_alias=True), str(workspace), json.dumps(commands), str(seconds)]  # fmt: skip
     ran = subprocess.run(
-        [sys.executable, "-c", WITHOUT + MAIN, *words], capture_output=True, text=True, check=False
+        [sys.executable, "-c", before + WITHOUT + MAIN, *words],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     said: dict[str, Any] = json.loads(ran.stdout)
@@ -260,3 +268,20 @@ def test_a_process_is_talked_with(workspace: Path) -> None:
         [sys.executable, "-c", WITHOUT + TALK, *words], capture_output=True, text=True, check=False
     )
     assert (ran.stdout.split(), ran.returncode) == (["got", "it", "15", "15", "9"], 0), ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("abi", "words"), [(0, "neither namespaces nor Landlock"), (1, "landlock is partial"), (5, "landlock is partial: without namespaces, ABI 5")]
+)  # fmt: skip
+def test_an_older_kernel_holds_less_and_is_refused_unless_the_policy_does_not_require_it(
+    abi: int, words: str, workspace: Path
+) -> None:
+    older = f"from purplebox.isolation import landlock\nlandlock.abi_version = lambda: {abi}\n"
+    assert words in without(accepting(*ALL), workspace, "true", before=older)["error"]
+    lenient = accepting(*ALL, require=("seccomp", "network"))
+    said = without(lenient, workspace, "cat /etc/shadow; echo ran", before=older)
+    if abi:  # the control: what that ABI has does hold
+        (result,) = said["results"]
+        assert result["out"] == "ran\n" and "Permission denied" in result["err"]
+    else:
+        assert words in said["error"]
