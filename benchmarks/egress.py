@@ -3,7 +3,7 @@
 Run it: python benchmarks/egress.py [--rounds N]
 One server (a process of its own) on loopback; the same client program, outside for the direct connection
 and the two proxies (CONNECT; skipped and said so where they are not installed), inside a sandbox for the
-gate, once knowing nothing of it and once by CONNECT. Each round runs every way once; figures are medians,
+gate: knowing nothing of it, with a name that is resolved for each connection or once, and by CONNECT. Each round runs every way once; figures are medians,
 and only ratios inside one run mean anything. Server, gate and client share the cores.
 """
 
@@ -38,6 +38,7 @@ IDLE = 1000
 CLIENT = """
 import json, os, socket, sys, time
 host, port, proxy, large, what = json.loads(sys.argv[1])
+if what == "once": host = socket.gethostbyname(host)
 def connect():
     s = socket.create_connection(("127.0.0.1", proxy) if proxy else (host, port), 30)
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -206,12 +207,15 @@ async def measure(rounds: int, port: int) -> None:
             async with Engine(policy(port), workspace, resolve=resolve) as engine:
                 per_connection = await idle(engine, port)
                 for _ in range(rounds):
-                    rest = [LARGE_BYTES, "all"]
+                    rest = [LARGE_BYTES, "each"]
                     found.setdefault("direct", []).append(
                         await outside(["127.0.0.1", port, 0, *rest])
                     )
                     found.setdefault("purple, nothing set", []).append(
                         await inside(engine, ["bench.test", port, 0, *rest])
+                    )
+                    found.setdefault("purple, name resolved once", []).append(
+                        await inside(engine, ["bench.test", port, 0, LARGE_BYTES, "once"])
                     )
                     found.setdefault("purple, CONNECT", []).append(
                         await inside(engine, ["bench.test", port, 1023, *rest])

@@ -106,6 +106,7 @@ def parse_range(text: str) -> Range | None:
     return ip_network(literal)
 
 
+@lru_cache(1024)
 def unmapped(text: str) -> Address:
     """The address of a peer as the kernel tells it for a socket of both families: RFC 3493, 3.7."""
     address = ip_address(text.partition("%")[0])

@@ -254,6 +254,7 @@ class Gate:
         entry.rule = verdict.rule
         opening = Opening(
             client, entry, None if name is not None else address, dialer=self.egress.dialer,
+            interceptor=self.egress.interceptor,
             opaque=not self.egress.hosts.reads_requests(name or str(address), port),
             on_left=self._left,
         )  # fmt: skip

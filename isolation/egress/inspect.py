@@ -35,6 +35,7 @@ from .relay import relay
 from .tls import (
     CHUNK_BYTES,
     ByteStream,
+    HelloReader,
     Rewound,
     TlsStream,
     Trust,
@@ -67,8 +68,25 @@ class Interceptor:
         self.authority = authority
         self.vault = vault
         self._trust = Trust(trust)
-        self._probe = probe_context(authority)
         self._passes = tls == "pass"
+        self._probe = probe_context(authority, name_only=self._passes)
+
+    def passes_unread(self, first: bytes, host: str, *, opaque: bool) -> bool:
+        """Whether a connection that begins with `first` can be carried as it is, by what is known now.
+
+        Args:
+            first: At least one byte.
+            host, opaque: As in `serve`, which says what is to be done with any other.
+        """
+        if first[0] != _TLS_HANDSHAKE:
+            return opaque and not _speaks_http2(first) and not _REQUEST_LINE.match(first)
+        if not self._passes:
+            return False
+        try:
+            hello = HelloReader(self._probe).feed(first)
+        except ValueError:
+            return False
+        return hello is not None and hello.name == host
 
     async def serve(
         self,
@@ -243,11 +261,6 @@ class Interceptor:
         except BaseException:
             raw.abort()
             raise
-
-
-def is_unreadable(first: bytes) -> bool:
-    """Whether a connection that begins so is neither TLS nor HTTP."""
-    return not (first[0] == _TLS_HANDSHAKE or _speaks_http2(first) or _REQUEST_LINE.match(first))
 
 
 def _speaks_http2(first: bytes) -> bool:

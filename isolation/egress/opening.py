@@ -1,8 +1,8 @@
 """A connection that waits for nobody: carried by callbacks, without a task of its own.
 
 Most programs send their first bytes at once, and to a server that was reached a moment ago. What those
-bytes are is looked at here. What can be read (TLS, HTTP), wants a question to a name server, or fails
-goes to a task, with them.
+bytes are is looked at here. What is to be read (HTTP, TLS with `tls: inspect`), wants a question to a name
+server, or fails goes to a task, with them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from ...policies.addresses import Address
 from .connections import Entry
 from .dial import CONNECT_SECONDS, Dialer, tcp_stream
-from .inspect import HUSH_SECONDS, is_unreadable
+from .inspect import HUSH_SECONDS, Interceptor
 from .relay import Relay
 from .sockets import RawStream
 from .tls import CHUNK_BYTES
@@ -27,6 +27,7 @@ class Opening:
         entry: Its account.
         literal: The address that was asked for; None where it was `entry.name`.
         dialer: Knows where servers were reached.
+        interceptor: Knows what is to be read.
         opaque: Whether what is neither TLS nor HTTP may pass unseen.
         on_left: Called once, not before `start`: with the bytes that were read, for a task to go on
             with; with None when the connection is over.
@@ -34,12 +35,13 @@ class Opening:
 
     def __init__(
         self, client: RawStream, entry: Entry, literal: Address | None, *, dialer: Dialer,
-        opaque: bool, on_left: Callable[[Opening, bytes | None], None],
+        interceptor: Interceptor, opaque: bool, on_left: Callable[[Opening, bytes | None], None],
     ) -> None:  # fmt: skip
         self.client = client
         self.entry = entry
         self.literal = literal
         self._dialer = dialer
+        self._interceptor = interceptor
         self._opaque = opaque
         self._on_left = on_left
         self._first = b""
@@ -73,7 +75,9 @@ class Opening:
         if not self._first:
             self.client.close()
             self._on_left(self, None)
-        elif self._opaque and is_unreadable(self._first) and self._known():
+        elif self._known() and self._interceptor.passes_unread(
+            self._first, self.entry.name or str(self.literal), opaque=self._opaque
+        ):
             self._dial()
         else:
             self._leave()

@@ -44,6 +44,38 @@ async def test_a_server_that_was_reached_a_moment_ago_is_not_looked_up_again(net
     ] * 5
 
 
+TLS_CLIENT = """
+import socket, ssl, sys
+context = ssl.create_default_context(cafile="servers.pem")
+context.check_hostname = False
+for line in sys.stdin:
+    name = line.strip() or None
+    try:
+        with socket.create_connection(("a.test", int(sys.argv[1])), 10) as s:
+            with context.wrap_socket(s, server_hostname=name) as t:
+                t.sendall(b"GET / HTTP/1.1\\r\\nHost: a.test\\r\\n\\r\\n")
+                print(t.recv(15).decode(), flush=True)
+    except OSError as error:
+        print("cut", flush=True)
+"""
+
+
+async def test_tls_to_a_remembered_server_still_names_it(net: Net) -> None:
+    server = await net.http(tls="a.test")
+    net.names["a.test"] = ["127.0.0.1"]
+    policy = net.policy({"host": "a.test", "ports": [server.port]})
+    async with net.engine(policy) as engine:
+        argv = ["python3", "-c", TLS_CLIENT, str(server.port)]
+        result = await engine.run(argv, stdin=b"a.test\nA.TEST\nb.test\n\na.test\n")
+    ok = b"HTTP/1.1 200 OK"
+    assert result.stdout.splitlines() == [ok, ok, b"cut", b"cut", ok], result.stderr
+    assert [c.reason for c in result.connections] == [
+        Why.NONE, Why.NONE, Why.NAME_MISMATCH, Why.NAME_MISSING, Why.NONE,
+    ]  # fmt: skip
+    assert net.asked == ["a.test"]
+    assert len(server.seen) == 3
+
+
 async def test_a_server_that_has_moved_is_looked_up_again(net: Net) -> None:
     old = await net.serve(_hang_up, host="127.0.0.1")
     net.names["a.test"] = ["127.0.0.1"]
