@@ -1,8 +1,9 @@
-"""The way out beside a direct connection, squid and tinyproxy: bandwidth, latency, connections a second.
+"""The way out beside a direct connection, squid, tinyproxy and srt: bandwidth, latency, connections a second.
 
 Run it: python benchmarks/egress.py [--rounds N]
 One server (a process of its own) on loopback; the same client program, outside for the direct connection
-and the two proxies (CONNECT; skipped and said so where they are not installed), inside a sandbox for the
+and the two proxies (CONNECT), in a sandbox of srt (npm's @anthropic-ai/sandbox-runtime; its proxies by CONNECT),
+each left out and said so where it is not installed; inside a sandbox for the
 gate: knowing nothing of it, with a name that is resolved for each connection or once, and by CONNECT. Each round runs every way once; figures are medians,
 and only ratios inside one run mean anything. Server, gate and client share the cores.
 """
@@ -15,6 +16,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import socket
 import statistics
@@ -36,14 +38,18 @@ LARGE_BYTES = 512 << 20
 IDLE = 1000
 # A request is a zero byte and how many bytes are wanted back; it looks like neither TLS nor HTTP.
 CLIENT = """
-import json, os, socket, sys, time
+import base64, json, os, socket, sys, time
+from urllib.parse import unquote, urlsplit
 host, port, proxy, large, what = json.loads(sys.argv[1])
 if what == "once": host = socket.gethostbyname(host)
+user = urlsplit(os.environ.get("HTTP_PROXY", ""))
+auth = b"" if not user.username else b"Proxy-Authorization: Basic " + base64.b64encode(
+    f"{unquote(user.username)}:{unquote(user.password)}".encode()) + b"\\r\\n"
 def connect():
     s = socket.create_connection(("127.0.0.1", proxy) if proxy else (host, port), 30)
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if proxy:
-        s.sendall(b"CONNECT %s:%d HTTP/1.1\\r\\nHost: %s:%d\\r\\n\\r\\n" % ((host.encode(), port) * 2))
+        s.sendall(b"CONNECT %s:%d HTTP/1.1\\r\\nHost: %s:%d\\r\\n" % ((host.encode(), port) * 2) + auth + b"\\r\\n")
         head = b""
         while b"\\r\\n\\r\\n" not in head:
             got = s.recv(4096)
@@ -152,10 +158,24 @@ def proxies(directory: Path) -> Generator[dict[str, int]]:
             process.wait()
 
 
-async def outside(arguments: list[object]) -> list[float]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", CLIENT, json.dumps(arguments), stdout=subprocess.PIPE
-    )
+def sandbox_runtime(directory: Path) -> list[str]:
+    """The start of a command line that runs something in srt; empty where it is not installed."""
+    program = shutil.which("srt")
+    if program is None:
+        print("srt is not installed: left out", file=sys.stderr)
+        return []
+    settings = directory / "srt.json"
+    network = {"allowedDomains": ["127.0.0.1"], "deniedDomains": []}
+    files = {"denyRead": [], "allowWrite": ["/tmp"], "denyWrite": []}
+    settings.write_text(json.dumps({"network": network, "filesystem": files}))
+    return [program, "--settings", str(settings)]
+
+
+async def outside(arguments: list[object], within: Sequence[str] = ()) -> list[float]:
+    argv = [sys.executable, "-c", CLIENT, json.dumps(arguments)]
+    if within:
+        argv = [*within, "-c", shlex.join(argv)]  # it quotes no arguments
+    process = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE)
     said, _ = await process.communicate()
     return [float(value) for value in json.loads(said)]
 
@@ -175,11 +195,15 @@ async def idle(engine: Engine, port: int) -> float:
     """Bytes of the gateway's memory for each idle connection."""
     arguments = ["bench.test", port, 0, IDLE, "idle"]
     held = asyncio.Event()
+
+    def on_output(_name: str, _data: bytes) -> None:
+        held.set()
+
     before = resident_bytes()
     run = asyncio.create_task(
         engine.run(
             ["python3", "-c", CLIENT, json.dumps(arguments)],
-            on_output=lambda *_: held.set(),
+            on_output=on_output,
         )
     )
     await held.wait()
@@ -203,6 +227,7 @@ async def measure(rounds: int, port: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         workspace = Path(directory, "workspace")
         workspace.mkdir()
+        within = sandbox_runtime(Path(directory))
         with proxies(Path(directory)) as others:
             async with Engine(policy(port), workspace, resolve=resolve) as engine:
                 per_connection = await idle(engine, port)
@@ -223,6 +248,10 @@ async def measure(rounds: int, port: int) -> None:
                     for name, at in others.items():
                         found.setdefault(f"{name}, CONNECT", []).append(
                             await outside(["127.0.0.1", port, at, *rest])
+                        )
+                    if within:
+                        found.setdefault("srt", []).append(
+                            await outside(["127.0.0.1", port, 3128, *rest], within)
                         )
     medians = {
         way: [statistics.median(c) for c in zip(*rows, strict=True)] for way, rows in found.items()
