@@ -403,7 +403,7 @@ class Policy(_Section):
         ]
         if self.user == "root" and self.filesystem.workspace == "write" and self.filesystem.protect:
             said.append(
-                "user: root can give what is protected to ids over which the gateway has no power; set "
-                "filesystem.protect: [], or filesystem.workspace: read with what may be written in .write"
+                "user: root can give what filesystem.protect names to ids over which the gateway has no "
+                "power; set filesystem.workspace: read, and name what may be written in filesystem.write"
             )
         return [*said, *self.network.contradictions()]

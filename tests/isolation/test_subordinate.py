@@ -24,6 +24,7 @@ def as_root(**sections: Any) -> Policy:
     return BASE.model_copy(update={"user": "root", "filesystem": FILES, **sections})
 
 
+UNPACK = "name: unpack\nextends: base\nuser: root\nfilesystem: {workspace: read, write: [out]}\n"
 # Root puts up tables of its own in a mount namespace of its own and becomes an ordinary user there.
 RUN = """
 import asyncio, json, os, sys
@@ -100,6 +101,17 @@ def test_owners_are_kept_by_tar_and_chown(shared: Path) -> None:
     assert agent["out"] == "1000\n" and agent["code"] == 1
 
 
+def test_a_profile_that_writes_beside_what_is_protected(shared: Path) -> None:
+    path = shared.parent / "unpack.yaml"
+    path.write_text(UNPACK)
+    (shared / "out").mkdir()
+    os.chown(shared / "out", UID, UID)
+    said = run(
+        load_policy(str(path)), shared, "touch out/a && chown 5 out/a && stat -c %u out/a; touch b"
+    )
+    assert said["out"] == "5\n" and "Read-only file system" in said["err"], said
+
+
 def test_it_is_root_of_nothing_else(shared: Path) -> None:
     secret = shared.parent / "secret"
     secret.write_text("s3cret")
@@ -120,10 +132,13 @@ def test_it_is_root_of_nothing_else(shared: Path) -> None:
     assert len([line for line in said["err"].splitlines() if "not permitted" in line]) >= 3
 
 
-def test_it_is_refused_where_protected_paths_could_be_given_away() -> None:
+def test_it_is_refused_where_protected_paths_could_be_given_away(tmp_path: Path) -> None:
     (sentence,) = BASE.model_copy(update={"user": "root"}).unsupported()
     assert "filesystem.protect" in sentence
     assert as_root().unsupported() == []
+    path = tmp_path / "unpack.yaml"
+    path.write_text(UNPACK)
+    assert load_policy(str(path)).unsupported() == []
 
 
 def test_a_range_is_the_callers_by_name_or_number(tmp_path: Path) -> None:
