@@ -78,8 +78,14 @@ class CpuTime:
             self._path.rmdir()
 
 
-async def interleave(cases: dict[str, Case], rounds: int, pause: float) -> dict[str, float]:
-    """Median seconds of each case; in each round every case runs once."""
+async def nothing() -> None:
+    """For `interleave`."""
+
+
+async def interleave(
+    cases: dict[str, Case], rounds: int, pause: float, after: Case = nothing
+) -> dict[str, float]:
+    """Median seconds of each case; in each round every case runs once, and `after` it, not counted."""
     times: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(rounds + 5):
         for name, case in cases.items():
@@ -88,6 +94,7 @@ async def interleave(cases: dict[str, Case], rounds: int, pause: float) -> dict[
             await case()
             if number >= 5:
                 times[name].append(time.perf_counter() - start)
+            await after()
     return {name: statistics.median(found) for name, found in times.items()}
 
 
@@ -181,16 +188,30 @@ async def measure(rounds: int) -> None:
                         line += f" {statistics.median(mine) * 1000:.2f} | {share:.2f} |"
                     print(line)
 
-        async def first() -> None:
-            async with Engine(policy, workspace) as engine:
-                await engine.run(["true"])
+        engines: list[Engine] = []
 
-        cases = {"subprocess": plain("true"), "purple": first}
+        async def first() -> None:
+            engines.append(await Engine(policy, workspace).__aenter__())
+            await engines[0].run(["true"])
+
+        async def end() -> None:
+            while engines:
+                await engines.pop().aclose()
+
+        async def first_and_end() -> None:
+            await first()
+            await end()
+
+        cases = {
+            "subprocess": plain("true"),
+            "purple": first,
+            "purple, with its end": first_and_end,
+        }
         if box:
             cases["bwrap"] = plain(*box, "true")
         table(
-            "first call of a policy, start and end of its engine included",
-            await interleave(cases, rounds // 4, 0.05),
+            "first call of a policy in a gateway that runs: start of an engine, and its first command",
+            await interleave(cases, rounds, 0.05, end),
         )
     finally:
         cpu.close()

@@ -39,7 +39,7 @@ from .plan import Plan
 from .warden import PLACES, remove, remove_places
 from .zygote import become_zygote
 
-_PAUSE_SECONDS = 0.005  # about as long as a first call, which the next forks must not slow down
+_PAUSE_SECONDS = 0.02  # a first call on a busy machine, which the next forks must not slow down
 
 
 def main(fd: int) -> None:
