@@ -85,11 +85,14 @@ def _regular(path: str) -> int:
 def _replace(path: str, data: bytes, mode: int | None) -> None:
     temporary = os.path.join(os.path.dirname(path), f".purple-{os.urandom(6).hex()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    fd = os.open(temporary, flags, 0o600)
+    wanted = 0o644 if mode is None else stat.S_IMODE(mode) & 0o777
+    fd = os.open(temporary, flags, wanted)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
-            os.fchmod(file.fileno(), 0o644 if mode is None else stat.S_IMODE(mode) & 0o777)
+            # Without namespaces fchmod(2) may be refused: seccomp.py.
+            if stat.S_IMODE(os.fstat(fd).st_mode) != wanted:
+                os.fchmod(fd, wanted)
         os.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -137,6 +137,11 @@ FLOOR = tuple(
         "vhangup",
     ]
 )
+# Landlock lets these be (landlock.rst, "Filesystem flags"); mounts would hold them.
+_ATTRIBUTES = """
+chmod fchmod fchmodat fchmodat2 chown fchown fchownat lchown utime utimes utimensat futimesat
+setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr
+"""
 # What pid 1 and loaders need; a policy that denies one could start nothing.
 ESSENTIAL = frozenset(
     [
@@ -206,7 +211,8 @@ def compile_filter(policy: Policy, *, apart: bool = True) -> bytes:
         policy: Whose lists and rules they are.
         apart: Whether the sandbox has namespaces of its own. Where not, what would reach the caller's
             other processes is refused, too: sockets, System V IPC and message queues, and limits and
-            scheduling of a process that is named.
+            scheduling of a process that is named; and, unless the policy accepts it, changes of what
+            Landlock does not hold: files' permissions, owners, times and extended attributes.
 
     Of a call that `syscalls.rules` name: what the sandbox never allows is refused, then what a rule
     denies; where rules allow, what none of them allows is refused; else the lists decide. Calls that
@@ -217,14 +223,15 @@ def compile_filter(policy: Policy, *, apart: bool = True) -> bytes:
             that its argument cannot have. The text names it.
         ImportError: libseccomp is not installed.
     """
-    return _compile(policy.syscalls, apart)  # pyright: ignore[reportArgumentType]  # frozen: it has a hash
+    attributes = apart or "attributes" in policy.dangerously_without_namespaces
+    return _compile(policy.syscalls, apart, attributes)  # pyright: ignore[reportArgumentType]  # frozen: it has a hash
 
 
 @functools.lru_cache(maxsize=64)  # an engine for each workspace and session asks again
-def _compile(rules: Syscalls, apart: bool) -> bytes:
-    denied = (
-        set(expand(rules.deny)) | set(FLOOR) | set(() if apart else ("socket", *GROUPS["@ipc"]))
-    )
+def _compile(rules: Syscalls, apart: bool, attributes: bool) -> bytes:
+    denied = set(expand(rules.deny)) | set(FLOOR)
+    denied |= set(() if apart else ("socket", *GROUPS["@ipc"]))
+    denied |= set(() if attributes else _ATTRIBUTES.split())
     if needed := sorted(denied & ESSENTIAL):
         raise ValueError(f"syscalls.deny: {', '.join(needed)}: without it no program can start")
     listed = {"clone", *GROUPS["@runtime"], *expand(rules.allow)}
@@ -247,7 +254,7 @@ def _compile(rules: Syscalls, apart: bool) -> bytes:
     # Its flags sit behind a pointer; without it, glibc uses clone(2).
     if (clone3 := number_of("clone3")) is not None:
         verdicts[clone3] = Verdict(otherwise=_ABSENT)
-    beyond = _ABSENT if rules.default_deny else ALLOW
+    beyond = _ABSENT if rules.default_deny or not apart else ALLOW
     return assemble(verdicts, default, (_newest() + 1, beyond))
 
 

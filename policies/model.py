@@ -377,7 +377,9 @@ class Policy(_Section):
     require: tuple[LayerName, ...] = _ALWAYS
     # What may be lost where the kernel lets nobody have namespaces; nothing runs there without all that
     # the policy needs of it (isolation/fallback.py).
-    dangerously_without_namespaces: tuple[Literal["view", "root", "hide", "protect"], ...] = ()
+    dangerously_without_namespaces: tuple[
+        Literal["view", "root", "hide", "protect", "attributes"], ...
+    ] = ()
 
     @property
     def digest(self) -> str:

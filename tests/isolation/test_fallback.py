@@ -43,6 +43,7 @@ async def main(policy, workspace, commands, seconds):
         results = await asyncio.gather(*runs)
         layers = engine.enforcement.to_json()
         listed = await engine.call("list_directory", {"path": "."})
+        await engine.call("write_file", {"path": "written", "content": "x"})
     return {"layers": layers, "listed": str(listed.value), "results": [
         {"out": r.stdout.decode(), "err": r.stderr.decode(), "code": r.exit_code, "reason": r.reason,
          "limits": [l.key for l in r.limits], "disk": r.usage.disk_bytes} for r in results]}
@@ -140,6 +141,8 @@ said = {
     "cmdline": tried(lambda: open("/proc/PID/cmdline").read() and "read"),
     "processes": tried(lambda: os.listdir("/proc") and "seen"),
     "cpus": tried(lambda: open("/proc/cpuinfo").read() and None),
+    "mode": tried(lambda: os.chmod("OTHER", 0o777)),
+    "times": tried(lambda: os.utime("OTHER", (1, 1))),
     "private": tried(lambda: open(os.environ["TMPDIR"] + "/x", "w").close()),
     "home": tried(lambda: open(os.path.expanduser("~/x"), "w").close()),
 }
@@ -151,7 +154,12 @@ def test_what_is_held_is_refused_and_its_control_is_not(workspace: Path, tmp_pat
     secret = tmp_path / "secret"
     secret.write_text("s3cret")
     other = subprocess.Popen(["sleep", "60"])
-    probe = PROBE.replace("SECRET", str(secret)).replace("PID", str(other.pid))
+    (tmp_path / "other").write_text("")
+    probe = (
+        PROBE.replace("OTHER", str(tmp_path / "other"))
+        .replace("SECRET", str(secret))
+        .replace("PID", str(other.pid))
+    )
     free = subprocess.run(["bash", "-c", probe], capture_output=True, text=True, check=True, env={**os.environ, "TMPDIR": str(tmp_path)})  # fmt: skip
     (inside,) = results(accepting(*ALL), workspace, probe)
     other.kill()
@@ -160,12 +168,25 @@ def test_what_is_held_is_refused_and_its_control_is_not(workspace: Path, tmp_pat
     assert inside["code"] == 0, inside
     outside, held = json.loads(free.stdout), json.loads(inside["out"])
     assert outside["secret"] == "s3cret" and outside["environ"] == "read"
-    refused = ("write", "inet", "unix", "signal", "limits", "nice", "cmdline", "processes")
+    refused = (
+        "mode",
+        "times",
+        "write",
+        "inet",
+        "unix",
+        "signal",
+        "limits",
+        "nice",
+        "cmdline",
+        "processes",
+    )
     assert {outside[name] for name in refused} <= {"ok", "read", "seen"}
     assert {held[name] for name in ("secret", "write", "environ", "cmdline", "processes")} == {
         "EACCES"
     }
-    assert {held[name] for name in ("inet", "unix", "signal", "limits", "nice")} == {"EPERM"}
+    assert {
+        held[name] for name in ("mode", "times", "inet", "unix", "signal", "limits", "nice")
+    } == {"EPERM"}
     assert {held[name] for name in ("pair", "cpus", "private", "home")} == {"ok"}
 
 
@@ -285,3 +306,11 @@ def test_an_older_kernel_holds_less_and_is_refused_unless_the_policy_does_not_re
         assert result["out"] == "ran\n" and "Permission denied" in result["err"]
     else:
         assert words in said["error"]
+
+
+def test_attributes_can_be_changed_where_that_is_accepted(workspace: Path) -> None:
+    """A compiler's output is executable by chmod(2); so is the caller's other files' loss."""
+    (refused,) = results(accepting(*ALL), workspace, "echo x > made && chmod +x made")
+    assert refused["code"] == 1 and "Operation not permitted" in refused["err"]
+    (accepted,) = results(accepting(*ALL, "attributes"), workspace, "chmod +x made && test -x made")
+    assert accepted["code"] == 0
