@@ -19,7 +19,8 @@ from pathlib import Path
 class ForkServer:
     """One process, started when it is first needed, again if it has died, and ended with ours.
 
-    For any thread and any event loop.
+    For any thread and any event loop. What it has from this process it has from its start: the
+    limits (setrlimit(2)), cgroup and namespaces that engines' processes are in are those of then.
     """
 
     def __init__(self) -> None:
