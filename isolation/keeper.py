@@ -109,6 +109,7 @@ def _keep(gateway: socket.socket, ours: socket.socket, zygote: int) -> None:
     if not plan.namespaces:  # what outlives the zygote becomes a child of ours
         libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
     try:
+        _sweep(plan, hierarchy)  # while the zygote builds its view
         hello = ours.recv(1 << 16) or b'{"error": "the zygote died; see stderr"}'
         facts = json.loads(hello)
         facts["keeper"] = os.getpid()
@@ -118,7 +119,6 @@ def _keep(gateway: socket.socket, ours: socket.socket, zygote: int) -> None:
         with contextlib.suppress(ConnectionError):  # the gateway is gone
             gateway.send(json.dumps(facts).encode())
             if "error" not in facts:
-                _sweep(plan, hierarchy)
                 _Keeper(gateway, ours, plan, hierarchy).serve()
     finally:
         ours.close()
@@ -134,7 +134,7 @@ def _keep(gateway: socket.socket, ours: socket.socket, zygote: int) -> None:
 
 
 def _sweep(plan: Plan, hierarchy: Hierarchy) -> None:
-    """Remove what others have left that were killed. After the gateway has been answered."""
+    """Remove what others have left that were killed."""
     hierarchy.sweep()
     if not plan.namespaces:
         leftovers.sweep(*PLACES, remove)
