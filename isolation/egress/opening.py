@@ -47,12 +47,14 @@ class Opening:
         self._first = b""
         self._address = literal
         self._server: RawStream | None = None
+        self._waits: RawStream | None = None  # for the client's first bytes, or the server
         self._relay: Relay | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Look at what has come, or wait for it."""
         if not self._look():
+            self._waits = self.client
             self.client.watcher.add_reader(self.client.fd, self._look)
             if self._opaque:  # the server may be one that speaks first
                 self._in(HUSH_SECONDS)
@@ -94,6 +96,7 @@ class Opening:
         assert self._address is not None
         self._server = tcp_stream(self._address, self.entry, self.client.watcher)
         if not self._connect():
+            self._waits = self._server
             self._server.watcher.add_writer(self._server.fd, self._connect)
             self._in(CONNECT_SECONDS)
 
@@ -138,7 +141,7 @@ class Opening:
             self._timer = None
         if self._relay is not None:
             self._relay.stop()
-        for stream in (self.client, self._server):
-            if stream is not None and not stream.closed:
-                stream.watcher.remove_reader(stream.fd)
-                stream.watcher.remove_writer(stream.fd)
+        if self._waits is not None and not self._waits.closed:
+            self._waits.watcher.remove_reader(self._waits.fd)
+            self._waits.watcher.remove_writer(self._waits.fd)
+        self._waits = None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 ANY = {"host": "**", "addresses": None}
-DIRECT = "curl -sS --noproxy '*' --max-time 10"
+DIRECT = "curl -sS --noproxy '*' --max-time 30"
 
 # Says what the gate answers to each target of CONNECT, as it stands, and to each name in SOCKS5.
 ASK = """
@@ -217,7 +217,7 @@ async def test_a_redirect_to_where_nothing_may_go_ends_there(net: Net) -> None:
     rule = {"host": "a.test", "ports": [server.port]}
     for target in (f"http://127.0.0.1:{private.port}/", f"http://b.test:{private.port}/"):
         for proxied in ("--noproxy '*'", "--noproxy ''"):
-            follow = f"curl -sS -L {proxied} --max-time 10 http://a.test:{server.port}/to/{target}"
+            follow = f"curl -sS -L {proxied} --max-time 30 http://a.test:{server.port}/to/{target}"
             await net.run(net.policy(rule), follow)
             assert private.connections == 0
     assert len(server.seen) == 4

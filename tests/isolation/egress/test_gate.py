@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .conftest import Net
 
 pytestmark = pytest.mark.anyio
-DIRECT = "curl -sS --noproxy '*' --max-time 10"
+DIRECT = "curl -sS --noproxy '*' --max-time 30"
 
 
 def reasons(result: Any) -> list[tuple[str, Why]]:
@@ -57,7 +57,7 @@ async def test_the_same_by_a_proxys_protocols_and_by_ipv6(net: Net, options: str
     server = await net.http()
     net.names["a.test"] = ["127.0.0.1"]
     policy = net.policy({"host": "a.test", "ports": [server.port]})
-    command = f"curl -sS --max-time 10 {options} http://a.test:{server.port}/x"
+    command = f"curl -sS --max-time 30 {options} http://a.test:{server.port}/x"
     result = await net.run(policy, command)
     assert json.loads(result.stdout)["line"] == "GET /x HTTP/1.1"
     assert [c.via for c in result.connections] == [via]
@@ -102,7 +102,7 @@ async def test_a_port_that_no_rule_names_is_reset(net: Net) -> None:
 async def test_literal_addresses_need_a_rule_that_names_them(net: Net) -> None:
     server = await net.http(host="127.1.2.3")
     # 127.0.0.0/8 is the sandbox's own loopback, so a proxy's protocol names the host's.
-    command = f"curl -sS --noproxy '' --max-time 10 http://127.1.2.3:{server.port}/"
+    command = f"curl -sS --noproxy '' --max-time 30 http://127.1.2.3:{server.port}/"
     net.names["a.test"] = ["127.1.2.3"]
     named = net.policy({"host": "a.test", "ports": [server.port]})
     result = await net.run(named, command)

@@ -103,7 +103,7 @@ async def test_a_port_in_use_is_said_to_be(net: Net) -> None:
 async def test_a_sandbox_with_a_published_port_reaches_out_no_further(net: Net) -> None:
     host = await net.http()
     net.names["a.test"] = ["127.0.0.1"]
-    command = f"curl -sS --max-time 10 --noproxy '*' http://a.test:{host.port}/"
+    command = f"curl -sS --max-time 30 --noproxy '*' http://a.test:{host.port}/"
     assert (await net.run(net.policy(listen=[free_port()]), command)).exit_code == 6
     policy = net.policy({"host": "a.test", "ports": [host.port]}, listen=[free_port()])
     assert (await net.run(policy, command)).exit_code == 0

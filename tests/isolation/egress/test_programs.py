@@ -311,7 +311,7 @@ open("titles", "w").write(" ".join(sorted(titles, key=int)))
     assert result.exit_code == 0, result.stderr
     assert (net.workspace / "titles").read_text() == " ".join(map(str, range(20)))
     # HTTP in the clear, and the profile as it is shipped (public addresses only), reach nothing.
-    get = f"curl -sS --noproxy '*' --max-time 10 -f http://site.test:{plain.port}/"
+    get = f"curl -sS --noproxy '*' --max-time 30 -f http://site.test:{plain.port}/"
     result = await net.run(policy, get)
     assert [c.reason for c in result.connections] == [Why.PORT_NOT_ALLOWED]
     public = rule.model_copy(update={"ports": (secure.port,)})
