@@ -233,10 +233,9 @@ MANY = "for n in $(seq 80); do sleep 60 & done; wait"
 
 def test_processes_and_memory_are_bounded(workspace: Path) -> None:
     few = BASE.resources.model_copy(update={"processes": 32, "memory_bytes": 256 << 20})
-    many, hog = results(
-        accepting(*ALL, resources=few), workspace, MANY,
-        "python3 -c 'x = bytearray(400 << 20)'", seconds=3,
-    )  # fmt: skip
+    (many,) = results(accepting(*ALL, resources=few), workspace, MANY, seconds=3)
+    hungry = "python3 -c 'x = bytearray(400 << 20)'"
+    (hog,) = results(accepting(*ALL, resources=few), workspace, hungry)
     assert "resources.processes" in many["limits"], many
     assert "MemoryError" in hog["err"] or hog["reason"] == "out_of_memory"
     more = BASE.resources.model_copy(update={"processes": 128})

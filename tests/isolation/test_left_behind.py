@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from purplebox.isolation import Engine, leftovers
+from purplebox.isolation import Engine, leftovers, scope
 from purplebox.isolation.zygote import SPARE_NETWORKS
 from purplebox.policies import load_policy
 
@@ -121,7 +121,7 @@ def test_nothing_is_left_after_ten_thousand_calls(workspace: Path, tmp_path: Pat
 GATEWAY = """
 import asyncio, sys
 from pathlib import Path
-from purplebox.isolation import Engine, leftovers
+from purplebox.isolation import Engine
 from purplebox.isolation.zygote import SPARE_NETWORKS
 from purplebox.policies import load_policy
 
@@ -183,7 +183,7 @@ def test_nothing_is_left_when_the_gateway_is_killed_at_any_moment(
 ENGINE = """
 import asyncio, sys
 from pathlib import Path
-from purplebox.isolation import Engine, leftovers
+from purplebox.isolation import Engine
 from purplebox.policies import load_policy
 
 async def main():
@@ -218,7 +218,8 @@ def test_what_a_whole_killed_family_has_left_goes_at_the_next_start(workspace: P
                 await asyncio.gather(first.run(["true"]), second.run(["true"]))
             assert (await first.run(["true"])).exit_code == 0
             if first.enforcement.layers["cgroup"].status == "full":
-                assert left  # the control: there was something to remove
+                # The control: there was something to remove, but where systemd does it itself.
+                assert left or scope.can_ask()
                 assert not left & set(cgroups())
 
     asyncio.run(go())
