@@ -38,7 +38,9 @@ class ForkServer:
             for _ in range(2):  # it may have died since the last time
                 door = self._door or self._start()
                 try:
-                    socket.send_fds(door, [b"keeper"], [channel.fileno(), 2])
+                    with open(os.devnull, "wb") as nowhere:
+                        stderr = nowhere.fileno() if sys.__stderr__ is None else 2
+                        socket.send_fds(door, [b"keeper"], [channel.fileno(), stderr])
                     return
                 except (BrokenPipeError, ConnectionResetError):
                     self._end()
@@ -61,9 +63,13 @@ class ForkServer:
         door, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             # An empty environment: /proc/1/environ inside has nothing to show.
+            # And of our streams stderr alone, unless it was closed when we started: its number would
+            # be another file's by now.
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", program(theirs.fileno())],
                 pass_fds=[theirs.fileno()], env={}, stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL if sys.__stderr__ is None else None,
                 start_new_session=True, cwd="/",
             )  # fmt: skip
         self._door = door

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +124,24 @@ async def test_a_view_can_be_read_whatever_the_umask_of_the_gateway(
     finally:
         os.umask(before)
     assert (result.stdout, result.stderr) == (Path("/etc/passwd").read_bytes(), b"")
+
+
+CLOSED = """
+import asyncio, sys
+from pathlib import Path
+from purplebox.isolation import Engine
+from purplebox.policies import load_policy
+
+async def main():
+    async with Engine(load_policy("base"), Path(sys.argv[1])) as engine:
+        return (await engine.run(["true"])).exit_code
+
+sys.exit(40 + asyncio.run(main()))
+"""
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+async def test_a_gateway_may_have_closed_its_streams(closed: str, workspace: Path) -> None:
+    script = f'exec "$0" "$@" {closed}'
+    argv = ["sh", "-c", script, sys.executable, "-c", CLOSED, str(workspace)]
+    assert subprocess.run(argv, check=False).returncode == 40
