@@ -315,21 +315,30 @@ class Gate:
         dialer = self.egress.dialer
         found: list[Address] = [] if literal is None else [literal]
 
+        async def reach(addresses: Sequence[Address]) -> RawStream:
+            what = entry.name or str(literal)
+            stream, address = await dialer.connect(addresses, entry.port, what, entry, self._poller)
+            found[:] = [address]
+            entry.address = str(address)
+            return stream
+
         async def dial() -> RawStream:
+            if not found and (known := dialer.remembered(entry.name, entry.port)) is not None:
+                with contextlib.suppress(Refused):
+                    stream = await reach([known[0]])
+                    entry.rule = known[1]
+                    return stream
+                dialer.forget(entry.name, entry.port)
             try:
-                if not found:
-                    allowed, verdict = await dialer.addresses(entry.name, entry.port)
-                    entry.rule = verdict.rule
-                    found[:] = allowed
-                what = entry.name or str(literal)
-                stream, address = await dialer.connect(found, entry.port, what, entry, self._poller)
+                if found:
+                    return await reach(found)
+                allowed, verdict = await dialer.addresses(entry.name, entry.port)
+                entry.rule = verdict.rule
+                stream = await reach(allowed)
             except Refused as error:
                 entry.refuse(error.verdict)
                 raise
-            found[:] = [address]
-            entry.address = str(address)
-            if literal is None:
-                dialer.remember(entry.name, entry.port, address, entry.rule)
+            dialer.remember(entry.name, entry.port, found[0], entry.rule)
             return stream
 
         return dial

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from purplebox.isolation.egress import dial
 from purplebox.isolation.egress.poller import Poller
 from purplebox.policies.hosts import Why
 
@@ -44,6 +45,21 @@ async def test_a_server_that_was_reached_a_moment_ago_is_not_looked_up_again(net
     ] * 5
 
 
+async def test_nor_for_connections_that_are_read_or_come_by_a_proxys_protocols(net: Net) -> None:
+    server = await net.http()
+    net.names["a.test"] = ["127.0.0.1"]
+    policy = net.policy({"host": "a.test", "ports": [server.port]})
+    ask = f"curl -sSf -o /dev/null --max-time 30 {{}} http://a.test:{server.port}/;"
+    ways = ("--noproxy '*'", "", "-p", "--proxy socks5h://127.0.0.1:1023")
+    result = await net.run(policy, "set -e;" + "".join(map(ask.format, ways)))
+    assert result.exit_code == 0, result.stderr
+    assert [(c.address, c.rule) for c in result.connections] == [
+        ("127.0.0.1", "network.allow[0]")
+    ] * 4
+    assert net.asked == ["a.test"]
+    assert len(server.seen) == 4
+
+
 TLS_CLIENT = """
 import socket, ssl, sys
 context = ssl.create_default_context(cafile="servers.pem")
@@ -74,6 +90,19 @@ async def test_tls_to_a_remembered_server_still_names_it(net: Net) -> None:
     ]  # fmt: skip
     assert net.asked == ["a.test"]
     assert len(server.seen) == 3
+
+
+async def test_what_is_remembered_is_forgotten_in_time(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "_REMEMBERED_SECONDS", 0.0)
+    server = await net.echo()
+    net.names["a.test"] = ["127.0.0.1"]
+    policy = net.policy({"host": "a.test", "ports": [server.port]})
+    async with net.engine(policy) as engine:
+        argv = ["python3", "-c", CLIENT, str(server.port)]
+        assert (await engine.run(argv, stdin=b"x\n" * 2)).stdout.split() == [b"3"] * 2
+    assert net.asked == ["a.test"] * 2
 
 
 async def test_a_server_that_has_moved_is_looked_up_again(net: Net) -> None:
