@@ -267,3 +267,21 @@ def test_a_server_that_dies_or_talks_nonsense_answers_and_starts_again(
             assert len(big["result"]["content"][0]["text"]) == 50 << 20
 
     asyncio.run(go())
+
+
+def test_a_result_of_fifty_megabytes_passes_recorded_and_screened(
+    raw_client: Any, workspace: Path
+) -> None:
+    size = 50_000_000
+
+    async def go() -> None:
+        async with through(raw_client, "legacy", workspace) as wire:
+            await wire.initialize()
+            call = {"name": "big", "arguments": {"bytes": size}}
+            answer = await wire.ask("tools/call", call)
+            (block,) = answer["result"]["content"]
+            assert (len(block["text"]), block["text"].strip("x")) == (size, "")
+
+    asyncio.run(go())
+    report = verify(workspace.parent / "log")
+    assert (report.calls, report.interrupted, report.problems) == (1, (), ())
