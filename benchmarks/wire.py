@@ -6,8 +6,7 @@
     .venv/bin/python benchmarks/wire.py --memory 1000000             # resident memory over so many calls
 
 In one run, interleaved: the echo server directly; behind a bare asyncio and JSON pipe; behind a frame
-pump on the SDK's stock transports; behind `purple wrap` (sandbox, decision and record included), on
-uvloop where `purplebox[fast]` is installed, and on asyncio.
+pump on the SDK's stock transports; behind `purple wrap` (sandbox, decision and record included).
 """
 
 from __future__ import annotations
@@ -103,9 +102,6 @@ def echo(message: str) -> str:
     return message
 uvicorn.run(server.streamable_http_app(), port=int(sys.argv[1]), log_level="error")
 """
-UNCHANGED = (
-    "import sys; sys.modules['uvloop'] = None; from purplebox.gateway.cli import main; main()"
-)
 
 
 class Client:
@@ -237,7 +233,6 @@ async def compare(rounds: int, calls: int, scratch: Path) -> None:
         "bare pipe": [echo[0], f"{programs}/bare.py", *echo],
         "SDK frame pump": [sys.executable, f"{programs}/sdk.py", *echo],
         "purple wrap": [*purple, *wrap, "--", *echo],
-        "purple wrap, asyncio": [sys.executable, "-c", UNCHANGED, *wrap, "--", *echo],
     }  # fmt: skip
     clients = {name: Client() for name in commands}
     for name, command in commands.items():

@@ -59,14 +59,13 @@ def run(args: argparse.Namespace) -> int:
         return fail(str(error))
     where = args.http or "stdio"
     from ...isolation import IsolationError
-    from ..loop import run as run_loop
     from ..server import serve_tools
 
     if args.attack_first and (broken := _broken(policy)):
         return fail(f"not serving, for an attack on the sandbox succeeded:\n{broken}", 1)
     print(f"purple: serving {workspace.resolve()} under {policy.name} on {where}", file=sys.stderr)
     try:
-        run_loop(
+        asyncio.run(
             serve_tools(policy, workspace, servers, http=http, source=source, config=args.config)
         )
     except PolicyError as error:

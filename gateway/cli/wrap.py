@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import shlex
@@ -71,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         return fail(str(error))
     from ...isolation import CommandNotFound, IsolationError
-    from ..loop import run as run_loop
     from ..server import serve_wrapped
 
     print(
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     try:
-        run_loop(
+        asyncio.run(
             serve_wrapped(policy, workspace, command, env, http=http, source=source, name=args.name)
         )
     except CommandNotFound as error:
@@ -96,7 +96,6 @@ def _remote(args: argparse.Namespace, command: list[str]) -> int:
     from ...isolation import IsolationError
     from ...policies import PolicyError
     from ..config import ConfigError, remote_server
-    from ..loop import run as run_loop
     from ..server import serve_remote
     from . import fail
 
@@ -116,7 +115,7 @@ def _remote(args: argparse.Namespace, command: list[str]) -> int:
         http = http_of(args)
         server = remote_server(args.name, given, args.profile or "")
         print(f"purple: {server.url} on {args.http or 'stdio'}", file=sys.stderr)
-        run_loop(serve_remote(server, Path(args.workspace), http=http))
+        asyncio.run(serve_remote(server, Path(args.workspace), http=http))
     except (ConfigError, PolicyError, ValueError) as error:
         return fail(str(error))
     except IsolationError as error:
