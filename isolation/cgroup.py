@@ -184,8 +184,9 @@ class Hierarchy:
     def close(self) -> None:
         """Remove our own cgroups; sandboxes in them must have ended."""
         for path in self.bases.values():
-            for entry in [e.path for e in os.scandir(path) if e.is_dir()]:
-                _remove(entry)
+            with contextlib.suppress(FileNotFoundError):  # systemd removes a scope that is empty
+                for entry in [e.path for e in os.scandir(path) if e.is_dir()]:
+                    _remove(entry)
             _remove(path)
         for held in self._held:
             os.close(held)
