@@ -132,11 +132,11 @@ class Process(AsyncResource):
             self._held.execution.kill()
 
     async def aclose(self) -> None:
-        """Close its streams and end it; returns when nothing of it is left."""
+        """End it and close its streams; returns when nothing of it is left."""
+        self.kill()  # first: it is not to die of SIGPIPE, or to read an end of file
         for pipe in (self._stdin, self._stdout, self._stderr):
             if pipe is not None:
                 pipe.close()
-        self.kill()
         await uncancelled(self._gone())
 
     async def _gone(self) -> None:
