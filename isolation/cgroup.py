@@ -8,6 +8,7 @@ cgroup-v1/; systemd's CGROUP_DELEGATION.md.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import re
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _ROOT = "/sys/fs/cgroup"
 _CPU_PERIOD_US = 100_000
+_TRIES = 100  # two milliseconds apart, where the kernel is busy for a moment
 MAX_FILES = 8  # of one sandbox's cgroup: of `open_procs` and `open_oom`
 _RESIDUE_BYTES = 1 << 20
 _BASE = re.compile(r"purple-\d+")
@@ -142,13 +144,20 @@ class Hierarchy:
         if here != _ROOT:
             if not _delegated(here):
                 return False
-            leaf = f"{here}/main"
             with contextlib.suppress(FileExistsError):
-                os.mkdir(leaf)
-            for pid in _read(f"{here}/cgroup.procs").split():
-                with contextlib.suppress(OSError):
-                    _write(f"{leaf}/cgroup.procs", pid)
-        _write(f"{here}/cgroup.subtree_control", " ".join(f"+{c}" for c in wanted if c in have))
+                os.mkdir(f"{here}/main")
+        controllers = " ".join(f"+{c}" for c in wanted if c in have)
+        for patience in reversed(range(_TRIES)):
+            if here != _ROOT:
+                _move_all(here, f"{here}/main")
+            try:
+                _write(f"{here}/cgroup.subtree_control", controllers)
+                break
+            except OSError as error:
+                # One of them has been starting another, which is here now.
+                if error.errno != errno.EBUSY or not patience:
+                    raise
+                time.sleep(0.002)
         return True
 
     def _open_v1(self, name: str) -> None:
@@ -383,6 +392,12 @@ def _delegated(path: str) -> bool:
     return False
 
 
+def _move_all(source: str, target: str) -> None:
+    for pid in _read(f"{source}/cgroup.procs").split():
+        with contextlib.suppress(OSError):
+            _write(f"{target}/cgroup.procs", pid)
+
+
 def _remove_all(base: str) -> None:
     """Without patience: what still runs in one keeps it for the next time."""
     for entry in [e.path for e in os.scandir(base) if e.is_dir()]:
@@ -392,7 +407,7 @@ def _remove_all(base: str) -> None:
 
 def _remove(path: str) -> None:
     # rmdir is EBUSY for a moment after the last process became a zombie that was reaped.
-    for _ in range(100):
+    for _ in range(_TRIES):
         try:
             os.rmdir(path)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -42,9 +43,11 @@ def family(keeper: int) -> list[int]:
 
 def opened(pids: list[int]) -> set[str]:
     """Sockets, memory files and namespaces: what has a name of its own and could do harm."""
-    links = {
-        os.readlink(f"/proc/{pid}/fd/{fd}") for pid in pids for fd in os.listdir(f"/proc/{pid}/fd")
-    }
+    links: set[str] = set()
+    for pid in pids:
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # it has been closed meanwhile
+                links.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
     return {name for name in links if name.startswith(("socket:", "net:", "mnt:", "/memfd"))}
 
 
