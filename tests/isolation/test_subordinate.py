@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import purplebox
 from purplebox.isolation.subordinate import _range
 from purplebox.policies import Policy, load_policy
 
@@ -70,7 +71,7 @@ def shared() -> Iterator[Path]:
 
 
 def run(policy: Policy, workspace: Path, command: str, *, granted: bool = True) -> dict[str, Any]:
-    for path in (sys.executable, sys.base_prefix, Path(__file__).parents[2] / "isolation"):
+    for path in (sys.executable, sys.base_prefix, purplebox.__file__):
         parts = [p for p in (Path(path), *Path(path).resolve().parents, *Path(path).parents)]
         if not all(p.stat().st_mode & 0o005 for p in parts):
             pytest.skip(f"needs an interpreter and a checkout that everybody may read, not {path}")
