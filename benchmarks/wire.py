@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -270,19 +271,26 @@ async def compare_http(rounds: int, calls: int, scratch: Path) -> None:
         "SDK server, nothing behind it": [sys.executable, f"{programs}/sdk_http.py", str(ports[1])],
         "purple wrap --http": [*purple, "--http", f"127.0.0.1:{ports[2]}", "--", *echo],
     }  # fmt: skip
-    processes: list[asyncio.subprocess.Process] = []
-    clients: dict[str, list[HttpClient]] = {}
-    for port, (name, command) in zip(ports, commands.items(), strict=True):
-        nothing = asyncio.subprocess.DEVNULL
-        processes.append(await asyncio.create_subprocess_exec(*command, env=env, stderr=nothing))
-        clients[name] = [HttpClient(port) for _ in range(16)]
-        for client in clients[name]:
-            await client.open()
-            await client.call()
-    times: dict[str, list[float]] = {name: [] for name in commands}
-    rates: dict[str, list[float]] = {name: [] for name in commands}
+    async with contextlib.AsyncExitStack() as stack:
+        clients: dict[str, list[HttpClient]] = {}
+        for port, (name, command) in zip(ports, commands.items(), strict=True):
+            nothing = asyncio.subprocess.DEVNULL
+            process = await asyncio.create_subprocess_exec(*command, env=env, stderr=nothing)
+            stack.push_async_callback(process.wait)
+            stack.callback(process.terminate)
+            clients[name] = [HttpClient(port) for _ in range(16)]
+        await measure_http(clients, rounds, calls)
+
+
+async def measure_http(clients: dict[str, list[HttpClient]], rounds: int, calls: int) -> None:
+    """Print the table, servers being up or about to be."""
+    times: dict[str, list[float]] = {name: [] for name in clients}
+    rates: dict[str, list[float]] = {name: [] for name in clients}
     for _ in range(rounds):
         for name, some in clients.items():
+            for client in some:  # anew: servers close what is idle, meanwhile for others
+                await client.open()
+                await client.call()
             for _ in range(calls):
                 start = time.perf_counter()
                 await some[0].call()
@@ -296,12 +304,9 @@ async def compare_http(rounds: int, calls: int, scratch: Path) -> None:
             await asyncio.gather(*map(many, some))
             rates[name].append(calls // 4 * 16 / (time.perf_counter() - start))
     print("| path | p50 ms | calls/s on 16 connections |\n|---|---|---|")
-    for name in commands:
+    for name in clients:
         p50, rate = statistics.median(times[name]), statistics.median(rates[name])
         print(f"| {name} | {p50 * 1e3:.3f} | {rate:.0f} |")
-    for process in processes:
-        process.terminate()
-        await process.wait()
 
 
 def free_ports(count: int) -> list[int]:

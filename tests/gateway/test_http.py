@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
@@ -126,6 +127,26 @@ def test_the_sdks_client_is_served_in_both_eras(mode: Any) -> None:
             assert result.content[0].text == '"accept"'
         assert said == [1]
 
+    asyncio.run(go())
+
+
+def test_a_body_does_not_wait_for_its_heads_acknowledgement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[socket.socket] = []
+    real = socket.create_server
+
+    def create_server(*args: Any, **more: Any) -> socket.socket:
+        made.append(real(*args, **more))
+        return made[-1]
+
+    async def go() -> None:
+        async with served() as url, httpx2.AsyncClient() as client:
+            await client.post(url, json=rpc("ping"), headers=ACCEPT)
+            (listener,) = made
+            assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    monkeypatch.setattr(socket, "create_server", create_server)
     asyncio.run(go())
 
 
