@@ -220,6 +220,8 @@ async def test_sessions_and_gateways_end_what_they_have(
 async def test_a_replaced_policy_ends_what_runs_under_it(tmp_path: Path) -> None:
     async with entered(tmp_path) as gateway:
         id = await start(gateway, "echo last words; sleep 60")
+        while not content(await gateway.call("process_list"))["processes"][0]["unread_bytes"]:
+            await anyio.sleep(0.005)  # until it has spoken
         await gateway.replace(policy(description="another"))
         told = await gateway.call("process_output", {"process_id": id})
         assert content(told)["output"] == "last words\n"
