@@ -141,7 +141,8 @@ class Hearing:
         ):
             return
         if method == "notifications/cancelled":
-            found = self._asked.get(said.get("requestId"))  # type: ignore[arg-type]
+            id = said.get("requestId")
+            found = self._asked.get(id) if jsonrpc.is_id(id) else None
             if found is not None:
                 found[1].append(said)
                 found[0].cancel()

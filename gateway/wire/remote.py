@@ -111,7 +111,8 @@ class _Exchanges:
             self._requests[id].add_done_callback(lambda _: self._requests.pop(id, None))
             return
         if method == "notifications/cancelled" and self._is_modern:
-            task = self._requests.get(object_of(message.get("params")).get("requestId", ""))
+            cancelled = object_of(message.get("params")).get("requestId")
+            task = self._requests.get(cancelled) if jsonrpc.is_id(cancelled) else None
             if task is not None:
                 task.cancel()
             return

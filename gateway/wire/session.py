@@ -258,7 +258,8 @@ class Session:
 
     def _notified(self, method: str, params: Message | None) -> None:
         if method == "notifications/cancelled":
-            exchange = self._exchanges.get(object_of(params).get("requestId"))
+            id = object_of(params).get("requestId")
+            exchange = self._exchanges.get(id) if jsonrpc.is_id(id) else None
             if exchange is not None and params is not None and exchange.method != "initialize":
                 self._cancel(exchange, params)
         elif method == "notifications/progress" and self.asks.progressed(object_of(params)):

@@ -171,6 +171,20 @@ class Client:
         await self.wire.until(lambda m: str(m.get("method")).endswith("acknowledged"))
 
 
+def test_a_server_that_cancels_what_is_no_id_is_heard_further(
+    raw_client: Any, workspace: Path
+) -> None:
+    async def go() -> None:
+        async with pair(raw_client, workspace, "legacy", "legacy") as (here, there):
+            await here.wire.ask("tools/list")
+            for id in ([], {}, True, 1.0, None):
+                said = {"method": "notifications/cancelled", "params": {"requestId": id}}
+                there.ears.frame(jsonrpc.encode({"jsonrpc": "2.0", **said}), None)  # raises nothing
+            assert "result" in await here.wire.ask("tools/list")
+
+    asyncio.run(go())
+
+
 @contextlib.asynccontextmanager
 async def pair(
     connect: Any, workspace: Path, client: str, server: str

@@ -72,6 +72,39 @@ def test_unreadable_frames_are_answered_and_the_session_goes_on(raw_client: Conn
     asyncio.run(go())
 
 
+def test_a_cancellation_of_what_is_no_id_cancels_nothing_and_loses_nothing(
+    raw_client: Connect,
+) -> None:
+    async def go() -> None:
+        started, finish = asyncio.Event(), asyncio.Event()
+
+        async def held(_: Exchange) -> Any:
+            started.set()
+            await finish.wait()
+            return {}
+
+        async def quick(_: Exchange) -> Any:
+            return {}
+
+        async with raw_client(serve(Scripted(held=held, quick=quick))) as wire:
+            await wire.initialize()
+            wire.send({"jsonrpc": "2.0", "id": 1, "method": "held"})
+            await started.wait()
+            for number, id in enumerate(([], {}, True, 1.0, None), 10):
+                cancel = {
+                    "jsonrpc": "2.0",
+                    "method": "notifications/cancelled",
+                    "params": {"requestId": id},
+                }
+                after = {"jsonrpc": "2.0", "id": number, "method": "quick"}
+                wire.send(b"\n".join(map(jsonrpc.encode, (cancel, after))))  # in one piece
+                assert (await wire.answer(number))["result"] == {}
+            finish.set()
+            assert (await wire.answer(1))["result"] == {}
+
+    asyncio.run(go())
+
+
 def test_a_cancelled_request_is_not_answered_and_its_reason_is_known(raw_client: Connect) -> None:
     seen: list[Any] = []
 
