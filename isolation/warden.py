@@ -35,6 +35,7 @@ from .watcher import parents
 # Of /proc what names no process; of sockets and the kernel's memory nothing.
 _PROC = ("cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "filesystems", "sys")
 _PLACE = "/tmp/purple-"
+_WARDENS: set[int] = set()  # every one of this zygote, which has one process
 PLACES = "/tmp", re.compile(r"purple-\d+-\d+-\d+")  # for leftovers.py
 
 
@@ -51,7 +52,6 @@ class WardedSlot(Slot):
     """The zygote's account of one sandbox without namespaces; `pid_1` is its warden."""
 
     _place, _held = "", -1
-    _wardens: set[int] = set()  # noqa: RUF012  # every one of this zygote
 
     def prepare(
         self, plan: Plan, home: Home, network: int | None, fds: Sequence[int], bpf: int,
@@ -77,7 +77,7 @@ class WardedSlot(Slot):
             self.pid_1 = os.fork()
             if self.pid_1 == 0:
                 _become_warden(plan, [*sources, ruleset], self._place, zygote)
-            self._wardens.add(self.pid_1)
+            _WARDENS.add(self.pid_1)
             self.pidfd = os.pidfd_open(self.pid_1)
             for file in group():
                 os.write(file, str(self.pid_1).encode())
@@ -109,8 +109,8 @@ class WardedSlot(Slot):
         self._clear()
 
     def _clear(self) -> None:
-        self._wardens.discard(self.pid_1)
-        while orphans := set(_children(os.getpid())) - self._wardens:
+        _WARDENS.discard(self.pid_1)
+        while orphans := set(_children(os.getpid())) - _WARDENS:
             _end(orphans)
             for pid in orphans:
                 os.waitpid(pid, 0)

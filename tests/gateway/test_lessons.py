@@ -202,7 +202,10 @@ def test_two_clients_with_equal_ids_and_tokens_hear_only_their_own(
 ) -> None:
     async def go() -> None:
         async with gateway_of(workspace) as upstream, contextlib.AsyncExitStack() as stack:
-            serve = lambda s: Single(upstream(s))  # noqa: E731
+
+            def serve(session: Session) -> Single:
+                return Single(upstream(session))
+
             wires = [await stack.enter_async_context(raw_client(serve)) for _ in range(2)]
             for wire in wires:
                 await wire.initialize()

@@ -177,7 +177,8 @@ def test_a_server_that_cancels_what_is_no_id_is_heard_further(
     async def go() -> None:
         async with pair(raw_client, workspace, "legacy", "legacy") as (here, there):
             await here.wire.ask("tools/list")
-            for id in ([], {}, True, 1.0, None):
+            wrong: list[Any] = [[], {}, True, 1.0, None]
+            for id in wrong:
                 said = {"method": "notifications/cancelled", "params": {"requestId": id}}
                 there.ears.frame(jsonrpc.encode({"jsonrpc": "2.0", **said}), None)  # raises nothing
             assert "result" in await here.wire.ask("tools/list")
@@ -191,10 +192,9 @@ async def pair(
 ) -> AsyncGenerator[tuple[Client, Server]]:
     peer = Server(server)
     async with Gateway("mcp-server", workspace, audit_log=workspace.parent / "log") as gateway:
-        serve = lambda s: Single(one(s))  # noqa: E731
 
-        def one(session: Session) -> Upstream:
-            return Upstream("p", peer, session, gateway.calls, gateway.version)
+        def serve(session: Session) -> Single:
+            return Single(Upstream("p", peer, session, gateway.calls, gateway.version))
 
         async with connect(serve) as wire:
             if client == "legacy":

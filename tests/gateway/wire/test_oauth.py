@@ -96,6 +96,11 @@ class World:
         return 200, {}, {"heard": body}
 
 
+def by_code(it: World) -> Grant:
+    """An authorization code, which a person signs in for."""
+    return Grant(issuer=it.issuer)
+
+
 @contextlib.asynccontextmanager
 async def world(
     workspace: Path, grant: Callable[[World], Grant], person: Person | None = None,
@@ -183,12 +188,11 @@ def test_a_person_signs_in_once_and_the_token_is_theirs_alone(
         return AuthorizationCodeResult(code="the-code", state=query["state"][0])
 
     async def go() -> None:
-        grant: Callable[[World], Grant] = lambda it: Grant(issuer=it.issuer)  # noqa: E731
-        async with world(workspace, grant) as (it, _, authorized):
+        async with world(workspace, by_code) as (it, _, authorized):
             with pytest.raises(OSError, match="run `purple login`"):
                 await post(authorized)
             person = Person("http://127.0.0.1:1/callback", shown, came_back)
-            spec = ServerSpec(name="far", url=f"{it.server}/mcp", profile="", auth=grant(it))
+            spec = ServerSpec(name="far", url=f"{it.server}/mcp", profile="", auth=by_code(it))
             resolver = SystemResolver()
             leave = leave_of(spec, policy_for(spec, workspace), resolver, person)
             assert leave is not None
@@ -227,8 +231,7 @@ def test_purple_login_takes_the_answer_of_the_browser(
     monkeypatch.setenv("BROWSER", "true")
 
     async def go() -> None:
-        grant: Callable[[World], Grant] = lambda it: Grant(issuer=it.issuer)  # noqa: E731
-        async with world(workspace, grant) as (it, _, _):
+        async with world(workspace, by_code) as (it, _, _):
             config = tmp_path / "servers.json"
             server = {"url": f"{it.server}/mcp", "auth": {"issuer": it.issuer}}
             config.write_text(json.dumps({"mcpServers": {"far": server}}))

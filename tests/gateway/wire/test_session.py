@@ -90,14 +90,15 @@ def test_a_cancellation_of_what_is_no_id_cancels_nothing_and_loses_nothing(
             await wire.initialize()
             wire.send({"jsonrpc": "2.0", "id": 1, "method": "held"})
             await started.wait()
-            for number, id in enumerate(([], {}, True, 1.0, None), 10):
+            wrong: list[Any] = [[], {}, True, 1.0, None]
+            for number, id in enumerate(wrong, 10):
                 cancel = {
                     "jsonrpc": "2.0",
                     "method": "notifications/cancelled",
                     "params": {"requestId": id},
                 }
                 after = {"jsonrpc": "2.0", "id": number, "method": "quick"}
-                wire.send(b"\n".join(map(jsonrpc.encode, (cancel, after))))  # in one piece
+                wire.send(jsonrpc.encode(cancel) + b"\n" + jsonrpc.encode(after))  # in one piece
                 assert (await wire.answer(number))["result"] == {}
             finish.set()
             assert (await wire.answer(1))["result"] == {}
