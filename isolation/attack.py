@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import json
 import os
+import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import inside, probes
+from . import inside, leftovers, probes
 from .errors import CommandNotFound, SetupError
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 _AT_ONCE = 4
 _SECONDS = 60.0
 _WORD = "PURPLE_ATTACK_WORD"
+_PLACE = re.compile(r"purple-attack-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,9 +256,7 @@ def targets(policy: Policy) -> Generator[tuple[Path, dict[str, Any]]]:
     """
     with contextlib.ExitStack() as stack:
         # Not below /tmp, which a sandbox has to itself: what is hidden there would prove nothing.
-        base = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="purple-attack-", dir=_home()))
-        )
+        base = stack.enter_context(_directory(_home() or tempfile.gettempdir()))
         workspace = base / "workspace"
         protected = workspace / ".git" / "config"
         protected.parent.mkdir(parents=True)
@@ -273,7 +274,7 @@ def targets(policy: Policy) -> Generator[tuple[Path, dict[str, Any]]]:
         )
         stack.callback(victim.terminate)
         # Apart, for a socket's path is at most 108 bytes long: unix(7).
-        sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="purple-"))
+        sockets = stack.enter_context(_directory(tempfile.gettempdir()))
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         abstract = f"purple-attack-{os.getpid()}"
         for kind, name in (
@@ -290,6 +291,19 @@ def targets(policy: Policy) -> Generator[tuple[Path, dict[str, Any]]]:
             "abstract": abstract, "socket": f"{sockets}/socket", "victim": victim.pid,
             "word": "purple-attack-word", "processes": policy.resources.processes or 0,
         }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _directory(parent: str) -> Generator[Path]:
+    """A directory in `parent`; those of attackers that were killed go before it is made."""
+    leftovers.sweep(parent, _PLACE, leftovers.remove)
+    path = f"{parent}/purple-attack-{secrets.token_hex(8)}"
+    held = leftovers.make(path, 0o700)
+    try:
+        yield Path(path)
+    finally:
+        leftovers.remove(path)
+        os.close(held)
 
 
 def _home() -> str | None:

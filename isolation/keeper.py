@@ -36,7 +36,7 @@ from . import leftovers, libc, scope
 from .cgroup import Cgroup, Hierarchy
 from .descriptors import receive
 from .plan import Plan
-from .warden import PLACES, remove, remove_places
+from .warden import PLACES, remove_places
 from .zygote import become_zygote
 
 _PAUSE_SECONDS = 0.02  # a first call on a busy machine, which the next forks must not slow down
@@ -137,7 +137,7 @@ def _sweep(plan: Plan, hierarchy: Hierarchy) -> None:
     """Remove what others have left that were killed."""
     hierarchy.sweep()
     if not plan.namespaces:
-        leftovers.sweep(*PLACES, remove)
+        leftovers.sweep(*PLACES, leftovers.remove)
 
 
 class _Keeper:

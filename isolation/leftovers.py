@@ -57,3 +57,19 @@ def _remove_unheld(path: str, remove: Callable[[str], None]) -> None:
             remove(path)
     finally:
         os.close(found)
+
+
+def remove(place: str) -> None:
+    """Delete a directory of a sandbox's; its processes must have ended."""
+    for directory, _, _ in os.walk(place):  # top-down: each is made readable before it is read
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(directory):
+                if entry.is_dir(follow_symlinks=False):
+                    os.chmod(entry.path, 0o700)
+    for directory, directories, names in os.walk(place, topdown=False):
+        for path in (f"{directory}/{name}" for name in (*names, *directories)):
+            with contextlib.suppress(OSError):
+                is_directory = os.path.isdir(path) and not os.path.islink(path)
+                os.rmdir(path) if is_directory else os.unlink(path)
+    with contextlib.suppress(OSError):
+        os.rmdir(place)

@@ -115,7 +115,7 @@ class WardedSlot(Slot):
             for pid in orphans:
                 os.waitpid(pid, 0)
         if self._held >= 0:
-            remove(self._place)
+            leftovers.remove(self._place)
             os.close(self._held)
 
 
@@ -162,7 +162,7 @@ def _become_warden(plan: Plan, fds: Sequence[int], place: str, zygote: int) -> N
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             _end_all()
-            remove(place)
+            leftovers.remove(place)
         with contextlib.suppress(OSError):  # the gateway may have gone
             os.write(pid1.CONTROL, said)
     finally:
@@ -267,20 +267,4 @@ def remove_places(keeper: int) -> None:
     for entry in list(os.scandir(os.path.dirname(_PLACE))):
         own = entry.name.startswith(f"{os.path.basename(_PLACE)}{keeper}-")
         if own and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
-            remove(entry.path)
-
-
-def remove(place: str) -> None:
-    """Delete a directory of a sandbox's; its processes must have ended."""
-    for directory, _, _ in os.walk(place):  # top-down: each is made readable before it is read
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(directory):
-                if entry.is_dir(follow_symlinks=False):
-                    os.chmod(entry.path, 0o700)
-    for directory, directories, names in os.walk(place, topdown=False):
-        for path in (f"{directory}/{name}" for name in (*names, *directories)):
-            with contextlib.suppress(OSError):
-                is_directory = os.path.isdir(path) and not os.path.islink(path)
-                os.rmdir(path) if is_directory else os.unlink(path)
-    with contextlib.suppress(OSError):
-        os.rmdir(place)
+            leftovers.remove(entry.path)

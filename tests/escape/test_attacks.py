@@ -59,6 +59,37 @@ def granting(found: Mapping[str, Any]) -> Policy:
     return BASE.model_copy(update={"filesystem": filesystem})
 
 
+AIM = """
+import sys
+from purplebox.isolation.attack import targets
+from purplebox.policies import load_policy
+with targets(load_policy("base")) as (workspace, found):
+    print(workspace, found["socket"], flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_attacker_has_put_up_goes_with_the_next() -> None:
+    def aiming() -> tuple[subprocess.Popen[str], list[Path]]:
+        argv = [sys.executable, "-c", AIM]
+        made = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert made.stdout is not None
+        return made, [Path(path).parent for path in made.stdout.readline().split()]
+
+    (killed, left), (other, held) = aiming(), aiming()
+    with killed, other:
+        killed.kill()
+        killed.wait()
+        assert [path.is_dir() for path in left] == [True, True]  # the control
+        with targets(BASE) as (workspace, _):
+            assert workspace.is_dir()
+            assert [path.exists() for path in left] == [False, False]
+            assert [path.is_dir() for path in held] == [True, True]  # somebody attacks still
+        assert not workspace.exists()
+        other.communicate("")
+    assert not any(path.exists() for path in held)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inside:
     """The control in a sandbox that is changed.
