@@ -28,7 +28,7 @@ from .board import Board
 from .question import CHOICES
 
 _MAX_LINE_BYTES = 4 << 20
-_CLIENT_SECONDS = 5.0
+_CLIENT_SECONDS = 15.0
 _NAMESPACES = ("user", "pid", "mnt")
 
 
