@@ -60,7 +60,7 @@ async def go_off(workspace: Path, bomb: str, policy: Policy, seconds: float) -> 
         task = asyncio.create_task(
             engine.run(["sh", "-c", f": > begun; {bomb}"], wall_seconds=seconds)
         )
-        while not (workspace / "begun").exists():
+        while not (workspace / "begun").exists() and not task.done():
             await asyncio.sleep(0.005)
         answers = 0
         while not task.done() or not answers:
@@ -120,7 +120,10 @@ def test_a_thousand_zombies(workspace: Path) -> None:
 
 
 def test_nothing_beats_after_the_end(workspace: Path) -> None:
-    asyncio.run(go_off(workspace, DAEMON, POLICY, 1.0))
+    seconds = 1.0
+    while not (workspace / "beat").exists():  # where it had no time to begin, it gets more
+        asyncio.run(go_off(workspace, DAEMON, POLICY, seconds))
+        seconds *= 4
     before = (workspace / "beat").stat().st_mtime_ns
 
     async def a_while() -> None:
@@ -144,14 +147,18 @@ def test_no_cgroup_can_be_changed_from_inside(workspace: Path) -> None:
 
 
 def test_processes_of_one_are_not_counted_for_another(workspace: Path) -> None:
-    herd = "for i in $(seq {}); do sleep 0.5 & done; wait"
+    # Those within their limit go on until all four have as many as they want.
+    herd = "for i in $(seq 40); do sleep 300 & done; echo > began.$0; until test -e over; do sleep 0.05; done"
 
     async def go() -> list[Result]:
         async with Engine(POLICY, workspace) as engine:
-            counts = [40, 40, 40, 40, 200]
-            return await asyncio.gather(
-                *(engine.run(["sh", "-c", herd.format(count)]) for count in counts)
-            )
+            within = [asyncio.create_task(engine.run(["sh", "-c", herd, str(n)])) for n in range(4)]
+            while len(list(workspace.glob("began.*"))) < 4 and not any(t.done() for t in within):
+                await asyncio.sleep(0.01)
+            many = "for i in $(seq 200); do sleep 300 & done; wait"
+            over = await engine.run(["sh", "-c", many])
+            (workspace / "over").touch()
+            return [*await asyncio.gather(*within), over]
 
     *within, over = asyncio.run(go())
     assert [(result.exit_code, result.limits) for result in within] == [(0, ())] * 4

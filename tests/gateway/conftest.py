@@ -41,7 +41,7 @@ class Wire:
         data = message if isinstance(message, bytes) else json.dumps(message).encode()
         self.pipe.send(data + b"\n")
 
-    async def until(self, wanted: Callable[[dict[str, Any]], bool], seconds: float = 15.0) -> Any:
+    async def until(self, wanted: Callable[[dict[str, Any]], bool], seconds: float = 240.0) -> Any:
         """The first message received, ever, that is wanted."""
         async with asyncio.timeout(seconds):
             while True:
@@ -123,6 +123,15 @@ async def transport(serve: Serve) -> AsyncGenerator[Any]:
         outgoing.close()
         await pipe.aclose()
         await server
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is slow because everything is does not count as one that is down."""
+    from purplebox.gateway.wire import aggregate
+
+    monkeypatch.setattr(aggregate, "START_SECONDS", 240.0)
+    monkeypatch.setattr(aggregate, "LIST_SECONDS", 240.0)
 
 
 @pytest.fixture

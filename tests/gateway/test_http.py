@@ -224,7 +224,7 @@ def test_a_modern_client_that_hangs_up_cancels_its_call_and_equal_ids_do_not_mee
             body = rpc("tools/call", {"name": "forever", "_meta": ENVELOPE})
             one = asyncio.create_task(http.post(url, json=body, headers=headers))
             two = asyncio.create_task(http.post(url, json=body, headers=headers))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(120):
                 while len(backend.seen) < 2:
                     await asyncio.sleep(0.01)
                 one.cancel()
@@ -287,7 +287,7 @@ def test_a_stream_that_ends_goes_on_where_the_client_was() -> None:
 
     async def go() -> None:
         async with (
-            served(backend=lambda: backend, stream_seconds=0.3) as url,
+            served(backend=lambda: backend, stream_seconds=3.0) as url,
             httpx2.AsyncClient() as http,
         ):
             mine, other = await opened(http, url), await opened(http, url)
@@ -345,7 +345,7 @@ def test_each_client_has_its_own_token_and_nothing_of_another() -> None:
 def test_a_client_that_sends_too_fast_is_told_so_and_the_others_are_not() -> None:
     async def go() -> None:
         tokens = {"a": "token-of-a", "b": "token-of-b"}
-        slow: Any = served(tokens, frames_a_second=2)
+        slow: Any = served(tokens, frames_a_second=1)
         async with slow as url, httpx2.AsyncClient() as http:
 
             async def post(token: str, message: Any) -> Any:
@@ -354,8 +354,8 @@ def test_a_client_that_sends_too_fast_is_told_so_and_the_others_are_not() -> Non
                 return await http.post(url, json=message, headers=headers)
 
             call = rpc("tools/call", {"name": "x", "_meta": ENVELOPE}, id=7)
-            answers = [await post("a", call) for _ in range(4)]
-            assert answers[0].status_code == 200
+            answers = await asyncio.gather(*(post("a", call) for _ in range(10)))
+            assert 200 in [answer.status_code for answer in answers]
             refused = next(a for a in answers if a.status_code == 429).json()
             assert (refused["id"], refused["error"]["code"]) == (7, -32053)
             assert refused["error"]["data"]["retryAfterMs"] >= 1

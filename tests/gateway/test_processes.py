@@ -32,6 +32,8 @@ pytestmark = pytest.mark.anyio
 RawClient = Callable[..., AbstractAsyncContextManager[Any]]
 BASE = load_policy("base").model_dump(by_alias=True)
 PUSH = {"tool": "shell", "when": 'args.command.contains("git push")', "effect": "deny", "reason": "no"}  # fmt: skip
+LONG = {"wait_seconds": 60}  # at the most: it ends with the first line
+GO = "until test -e go; do sleep 0.02; done"  # what starts it takes none of its output
 PROMPT = "while read x; do echo got $x; done; echo over"
 
 
@@ -56,11 +58,13 @@ async def start(gateway: Gateway, command: str, **more: Any) -> str:
     return str(outcome.content["process_id"])
 
 
-async def end_of(gateway: Gateway, id: str, **more: Any) -> None:
-    """Wait for it."""
-    asked = {"process_id": id, "wait_seconds": 10}
-    while content(await gateway.call("process_output", asked, **more))["running"]:
-        pass
+async def run(gateway: Gateway, command: str, **more: Any) -> str:
+    """Start one and wait for its end, which may be there when it has been started."""
+    said = content(await gateway.call("process_start", {"command": command, **LONG}, **more))
+    asked = {"process_id": said["process_id"], **LONG}
+    while said["running"]:
+        said = content(await gateway.call("process_output", asked, **more))
+    return str(said["process_id"])
 
 
 def content(outcome: Outcome) -> dict[str, Any]:
@@ -81,7 +85,9 @@ def records(tmp_path: Path, tool: str = "process") -> list[dict[str, Any]]:
 
 async def test_a_conversation(tmp_path: Path) -> None:
     async with entered(tmp_path) as gateway:
-        begun = await gateway.call("process_start", {"command": f"echo hello; {PROMPT}; exit 3"})
+        begun = await gateway.call(
+            "process_start", {"command": f"echo hello; {PROMPT}; exit 3", **LONG}
+        )
         assert begun.reason == "completed"
         said = content(begun)
         assert (said["running"], said["output"], said["exit_code"]) == (True, "hello\n", None)
@@ -89,13 +95,13 @@ async def test_a_conversation(tmp_path: Path) -> None:
         assert begun.text == f"hello\n[{said['process_id']} is running]"
         named = {"process_id": said["process_id"]}
 
-        said = content(await gateway.call("process_input", {**named, "input": "one\n"}))
+        said = content(await gateway.call("process_input", {**named, **LONG, "input": "one\n"}))
         assert said["output"] == "got one\n"
         listed = content(await gateway.call("process_list"))["processes"]
         assert [(one["process_id"], one["running"]) for one in listed] == [
             (named["process_id"], True)
         ]
-        closed = await gateway.call("process_input", {**named, "close": True, "wait_seconds": 10})
+        closed = await gateway.call("process_input", {**named, **LONG, "close": True})
         output = content(closed)["output"]
         while (last := await gateway.call("process_output", named)) and content(last)["running"]:
             output += content(last)["output"]
@@ -109,19 +115,20 @@ async def test_a_conversation(tmp_path: Path) -> None:
 
 async def test_output_waits_for_a_line_or_for_its_time(tmp_path: Path) -> None:
     async with entered(tmp_path) as gateway:
-        named = {"process_id": await start(gateway, "printf 'name? '; read x; echo hi $x")}
+        prompt = {"command": "printf 'name? '; read x; echo hi $x", "wait_seconds": 0}
+        begun = content(await gateway.call("process_start", prompt))
+        named, said = {"process_id": begun["process_id"]}, begun["output"]  # it may be quick
         asked = {**named, "wait_seconds": 0.3}
-        while not (said := content(await gateway.call("process_output", asked))["output"]):
-            pass
+        while len(said) < 6:
+            said += content(await gateway.call("process_output", asked))["output"]
         assert said == "name? "
         nothing = content(await gateway.call("process_output", {**named, "wait_seconds": 0.05}))
         assert (nothing["output"], nothing["running"]) == ("", True)
-        answer = await gateway.call("process_input", {**named, "input": "me\n"})
+        answer = await gateway.call("process_input", {**named, **LONG, "input": "me\n"})
         assert content(answer)["output"] == "hi me\n"
 
 
 async def test_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_GRACE_SECONDS", 0.3)
     async with entered(tmp_path) as gateway:
         trap = "trap 'echo bye; exit 0' TERM; echo on; while :; do sleep 0.02; done"
         for command, force, told in (
@@ -129,8 +136,10 @@ async def test_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             (trap, True, ("", None, 9)),
             ("trap '' TERM; echo on; while :; do sleep 0.02; done", False, ("", None, 9)),
         ):
-            begun = await gateway.call("process_start", {"command": command, "wait_seconds": 10})
+            begun = await gateway.call("process_start", {"command": command, **LONG})
             assert content(begun)["output"] == "on\n"
+            deaf = command.startswith("trap ''")
+            monkeypatch.setattr(processes, "_GRACE_SECONDS", 0.3 if deaf else 120)
             stop = {"process_id": content(begun)["process_id"], "force": force}
             ended = await gateway.call("process_stop", stop)
             said = content(ended)
@@ -142,8 +151,7 @@ async def test_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 async def test_a_process_leaves_a_record_of_its_own(tmp_path: Path) -> None:
     async with entered(tmp_path) as gateway:
-        id = await start(gateway, "echo hello", client="me", session="1")
-        await end_of(gateway, id, client="me", session="1")
+        id = await run(gateway, "echo hello", client="me", session="1")
     (record,) = records(tmp_path)
     (begun,) = records(tmp_path, "process_start")
     assert record["events"] == begun["events"] == ["begin", "end"]
@@ -162,8 +170,7 @@ async def test_a_process_has_a_span_of_its_own(
     monkeypatch.setattr(spans, "_tracer", provider.get_tracer("test"))
     monkeypatch.setattr(spans, "is_on", lambda: True)
     async with entered(tmp_path) as gateway:
-        id = await start(gateway, "exit 4")
-        await end_of(gateway, id)
+        id = await run(gateway, "exit 4")
     found = {span.name: span for span in exporter.get_finished_spans()}
     span, parent = found["purple.process"], found["execute_tool process_start"]
     assert span.attributes is not None
@@ -203,7 +210,7 @@ async def test_sessions_and_gateways_end_what_they_have(
         async with raw_client(lambda session: Single(BuiltIns(gateway))) as wire:
             await wire.initialize()
             beat = "while :; do date +%N > beat; echo on; sleep 0.01; done"
-            asked = {"name": "process_start", "arguments": {"command": beat}}
+            asked = {"name": "process_start", "arguments": {"command": beat, **LONG}}
             answer = await wire.ask("tools/call", asked)
             assert answer["result"]["structuredContent"]["running"] is True
         before = (workspace / "beat").stat().st_mtime_ns
@@ -219,7 +226,8 @@ async def test_sessions_and_gateways_end_what_they_have(
 
 async def test_a_replaced_policy_ends_what_runs_under_it(tmp_path: Path) -> None:
     async with entered(tmp_path) as gateway:
-        id = await start(gateway, "echo last words; sleep 60")
+        id = await start(gateway, f"{GO}; echo last words; sleep 60")
+        (tmp_path / "workspace" / "go").touch()
         while not content(await gateway.call("process_list"))["processes"][0]["unread_bytes"]:
             await anyio.sleep(0.005)  # until it has spoken
         await gateway.replace(policy(description="another"))
@@ -235,8 +243,13 @@ async def test_a_replaced_policy_ends_what_runs_under_it(tmp_path: Path) -> None
 
 async def test_a_cancelled_start_leaves_no_process(tmp_path: Path) -> None:
     async with entered(tmp_path) as gateway:
-        with anyio.move_on_after(0.3) as scope:
-            await gateway.call("process_start", {"command": "sleep 60", "wait_seconds": 30})
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                asked = {"command": "sleep 60", "wait_seconds": 60}
+                group.start_soon(gateway.call, "process_start", asked)
+                while not content(await gateway.call("process_list"))["processes"]:
+                    await anyio.sleep(0.01)
+                scope.cancel()
         assert scope.cancelled_caught
         (listed,) = content(await gateway.call("process_list"))["processes"]
         assert listed["running"] is False
@@ -289,7 +302,9 @@ async def test_what_is_denied_for_shell_is_denied_here(tmp_path: Path) -> None:
         assert [(o.reason, o.decision.rule) for o in told] == [
             ("policy_denied", "tools.rules[0]")
         ] * 3  # fmt: skip
-        allowed = await gateway.call("process_input", {"process_id": id, "input": "echo ok\n"})
+        allowed = await gateway.call(
+            "process_input", {"process_id": id, **LONG, "input": "echo ok\n"}
+        )
         assert content(allowed)["output"] == "ok\n"
 
 
@@ -329,8 +344,9 @@ async def test_a_limit_on_shell_counts_these(tmp_path: Path) -> None:
 async def test_a_flood_is_bounded_and_its_end_is_kept(tmp_path: Path) -> None:
     resources = {**BASE["resources"], "output_limit": "64K"}
     async with entered(tmp_path, policy(resources=resources)) as gateway:
-        id = await start(gateway, "seq 200000; echo last")
-        async with asyncio.timeout(20):
+        id = await start(gateway, f"{GO}; seq 200000; echo last")
+        (tmp_path / "workspace" / "go").touch()
+        async with asyncio.timeout(120):
             while content(await gateway.call("process_list"))["processes"][0]["running"]:
                 await asyncio.sleep(0.02)
         output = content(await gateway.call("process_output", {"process_id": id}))["output"]
@@ -355,7 +371,7 @@ async def test_secrets_are_redacted_also_across_reads(
         id = await start(gateway, "printf planted-7f; read x; echo 3a9c1e5b; sleep 60")
         named = {"process_id": id}
         first = await gateway.call("process_output", {**named, "wait_seconds": 0.3})
-        second = await gateway.call("process_input", {**named, "input": "\n", "wait_seconds": 10})
+        second = await gateway.call("process_input", {**named, **LONG, "input": "\n"})
         said = content(first)["output"] + content(second)["output"]
     assert "3a9c1e5b" not in said
     assert "redacted" in said.lower()
@@ -364,7 +380,7 @@ async def test_secrets_are_redacted_also_across_reads(
 async def test_limits_end_it_and_are_told(tmp_path: Path) -> None:
     async with entered(tmp_path) as gateway:
         begun = await gateway.call(
-            "process_start", {"command": "sleep 60", "timeout_seconds": 0.2, "wait_seconds": 10}
+            "process_start", {"command": "sleep 60", "timeout_seconds": 0.2, **LONG}
         )
         said = content(begun)
         assert (said["running"], said["reason"], begun.is_error) == (False, "timed_out", True)
@@ -399,7 +415,7 @@ while True:
 async def served(port: int) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        return await asyncio.wait_for(reader.read(), 10)
+        return await asyncio.wait_for(reader.read(), 120)
     except ConnectionResetError:
         return b"reset"
     finally:
@@ -413,7 +429,7 @@ async def test_a_published_port_leads_to_a_process(tmp_path: Path) -> None:
     async with entered(tmp_path, policy(network=network)) as gateway:
         (tmp_path / "workspace" / "server.py").write_text(SERVER.replace("PORT", str(port)))
         assert await served(port) == b"reset"  # the control: nobody serves
-        server = {"command": "exec python3 server.py", "wait_seconds": 20}
+        server = {"command": "exec python3 server.py", **LONG}
         begun = content(await gateway.call("process_start", server))
         assert begun["output"] == "ready\n"
         assert await served(port) == b"served"
@@ -431,7 +447,7 @@ async def test_what_runs_in_one_process_shares_its_loopback(tmp_path: Path) -> N
     )
     async with entered(tmp_path) as gateway:
         (tmp_path / "workspace" / "server.py").write_text(SERVER.replace("PORT", "8000"))
-        named = {"process_id": await start(gateway, "sh 2>&1"), "wait_seconds": 20}
+        named = {"process_id": await start(gateway, "sh 2>&1"), **LONG}
         for line, output in (("python3 server.py &", "ready\n"), (ask, "b'served'\n")):
             told = await gateway.call("process_input", {**named, "input": f"{line}\n"})
             assert content(told)["output"] == output

@@ -80,13 +80,13 @@ async def call(wire: Any, tool: str, **arguments: Any) -> str:
 
 
 async def becomes(wanted: object, ask: Callable[[], Any]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while await ask() != wanted:
             await asyncio.sleep(0.05)
 
 
 async def said(gateway: Any, words: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while words not in (await gateway.stderr.readline()).decode():
             pass
 

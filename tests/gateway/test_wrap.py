@@ -126,7 +126,7 @@ def test_rules_of_the_profile_decide_calls_of_the_wrapped_server(
         [sys.executable, "-m", "purplebox.gateway.cli", "wrap", "-p", str(rules), "-w",
          str(workspace), "--", os.path.realpath(sys.executable), "fake.py", "legacy"],
         input="".join(json.dumps({"jsonrpc": "2.0", **m}) + "\n" for m in messages),
-        capture_output=True, text=True, timeout=40, check=True,
+        capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     answers = {m.get("id"): m for m in map(json.loads, run.stdout.splitlines())}
     assert len(answers) == 4, run.stdout  # and nothing else: one server was started
@@ -139,7 +139,7 @@ def test_rules_of_the_profile_decide_calls_of_the_wrapped_server(
 def test_a_command_that_is_not_there_is_said_before_any_client(workspace: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "purplebox.gateway.cli", "wrap", "-w", str(workspace), "--", "nonesuch"],
-        capture_output=True, text=True, timeout=40, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert run.returncode == 127
     assert "nonesuch" in run.stderr

@@ -74,7 +74,7 @@ def mounts(pid: int) -> int:
 
 async def settled(engine: Engine, keeper: int, zygote: int) -> dict[str, int]:
     """The state with nothing in flight: as many sandboxes wait as are wanted, and no more."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while True:
             await asyncio.sleep(0.3)
             found = state(os.getpid(), keeper, zygote)
@@ -149,7 +149,7 @@ for number in range(kills):
     time.sleep(random.uniform(0.0, 1.5))
     gateway.kill()
     gateway.wait()
-deadline = time.monotonic() + 60
+deadline = time.monotonic() + 120
 while True:
     try:
         if os.waitpid(-1, os.WNOHANG)[0] == 0:
@@ -172,9 +172,8 @@ def test_nothing_is_left_when_the_gateway_is_killed_at_any_moment(
     subprocess.run(
         [sys.executable, "-c", KILLER, *arguments], check=True, env={**os.environ, "TMPDIR": str(places)}
     )  # fmt: skip
-    for _ in range(100):  # other programs' keepers may be about to remove theirs
-        if (dead_cgroups() - before[0]) == set():
-            break
+    until = time.monotonic() + 120  # other programs' keepers may be about to remove theirs
+    while dead_cgroups() - before[0] and time.monotonic() < until:
         time.sleep(0.1)
     assert dead_cgroups() - before[0] == set(), seed
     assert mounts(os.getpid()) == before[1]

@@ -40,7 +40,7 @@ def with_pool(body: Callable[[Pool, Made], Awaitable[None]]) -> Made:
         await body(pool, made)
         await pool.aclose()
 
-    asyncio.run(asyncio.wait_for(go(), 30))
+    asyncio.run(asyncio.wait_for(go(), 120))
     return made
 
 

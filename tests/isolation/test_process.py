@@ -40,9 +40,18 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+async def settled(engine: Engine) -> None:
+    """Returns when as many sandboxes wait as are wanted."""
+    with anyio.fail_after(120):
+        while any(
+            pool._missing() or pool._making for pool in (engine._commands, engine._operators)
+        ):
+            await anyio.sleep(0.01)
+
+
 async def no_more_than(before: int) -> None:
     """Descriptors, once the pool of ready sandboxes has settled."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(120):
         while descriptors() > before:
             await anyio.sleep(0.01)
 
@@ -88,7 +97,7 @@ async def test_a_flood_waits_for_its_reader(workspace: Path) -> None:
             assert not (workspace / "written").exists()
             while size < 4_000_000:
                 size += len(await process.stdout.receive(max_bytes=1 << 20))
-            with anyio.fail_after(10):
+            with anyio.fail_after(120):
                 while not (workspace / "written").exists():
                     await anyio.sleep(0.01)
 
@@ -101,7 +110,7 @@ async def test_a_send_waits_for_its_reader_and_breaks_without_one(workspace: Pat
             assert scope.cancelled_caught
         async with await engine.start(["sh", "-c", "exec <&-; echo; sleep 60"]) as process:
             await process.stdout.receive()
-            with pytest.raises(BrokenResourceError), anyio.fail_after(10):
+            with pytest.raises(BrokenResourceError), anyio.fail_after(120):
                 while True:  # its pid 1 has the pipe for a moment, too
                     await process.stdin.send(b"x")
         async with await engine.start(["wc", "-c"]) as process:
@@ -165,7 +174,7 @@ async def test_a_signal_at_once_is_not_lost(workspace: Path) -> None:
         for _ in range(5):
             async with await engine.start(["sleep", "60"], stdin="null") as process:
                 process.terminate()
-                with anyio.fail_after(10):
+                with anyio.fail_after(120):
                     assert (await process.wait()).signal == signal.SIGTERM
 
 
@@ -206,10 +215,11 @@ async def test_what_cannot_be_executed(workspace: Path) -> None:
     script.write_text("#!/nonesuch\n")
     script.chmod(0o755)
     async with Engine(BASE, workspace) as engine:
+        await settled(engine)
         before = descriptors()
         with pytest.raises(CommandNotFound):
             await engine.start(["nonesuch"])
-        assert descriptors() == before
+        await no_more_than(before)
         async with await engine.start(["./script"]) as process:
             with pytest.raises(CommandNotFound) as caught:
                 await process.wait()
@@ -225,6 +235,7 @@ async def test_nothing_is_left_of_many(workspace: Path) -> None:
                 assert await process.stdout.receive() == b"hello"
 
         await one()
+        await settled(engine)
         before = descriptors()
         for _ in range(3):
             async with anyio.create_task_group() as group:
@@ -240,6 +251,7 @@ class TestCancelScopes:
     async def test_a_run(self, workspace: Path) -> None:
         async with Engine(BASE, workspace) as engine:
             await engine.run(["true"])
+            await settled(engine)
             before = descriptors()
             for _ in range(3):
                 with anyio.move_on_after(0.1) as scope:
@@ -259,8 +271,9 @@ class TestCancelScopes:
     async def test_a_process_in_its_block(self, workspace: Path) -> None:
         async with Engine(BASE, workspace) as engine:
             process: Process | None = None
-            with anyio.move_on_after(0.1) as scope:
+            with anyio.CancelScope() as scope:
                 async with await engine.start(["sleep", "60"]) as process:
+                    scope.deadline = anyio.current_time() + 0.1
                     await process.wait()
             assert scope.cancelled_caught
             assert process is not None
@@ -276,6 +289,8 @@ class TestCancelScopes:
             assert await process.stdout.receive() == b"still here"
 
     async def test_an_engine(self, workspace: Path) -> None:
+        async with Engine(BASE, workspace):
+            pass  # what is started once for all engines is there
         before = descriptors()
         with anyio.move_on_after(0.5) as scope:
             async with Engine(BASE, workspace) as engine:
@@ -313,7 +328,7 @@ def test_without_an_event_loop(workspace: Path) -> None:
             assert process.stdin is not None
             process.stdin.write(b"it\n")
             assert process.stdout.readline() == b"got it\n"
-            assert process.wait(timeout=10).exit_code == 4
+            assert process.wait(timeout=120).exit_code == 4
         with engine.start(["sleep", "60"], stdin="null", stderr="stdout") as process:
             assert (process.stdin, process.stderr) == (None, None)
             with pytest.raises(TimeoutError):
@@ -353,7 +368,7 @@ def test_nothing_outlives_a_program_that_is_killed(workspace: Path) -> None:
         while (workspace / "beat").stat().st_mtime_ns == before:  # the control: it goes on
             time.sleep(0.01)
         program.kill()
-    ended = time.monotonic() + 10
+    ended = time.monotonic() + 120
     seen = [0, (workspace / "beat").stat().st_mtime_ns]
     while seen[-1] != seen[-2] and time.monotonic() < ended:
         time.sleep(0.2)

@@ -123,7 +123,7 @@ def test_hidden_files_show_nothing(workspace: Path) -> None:
 
 CONNECT = """python3 -c '
 import errno, socket, sys
-s = socket.socket(); s.settimeout(2)
+s = socket.socket(); s.settimeout(60)
 print(errno.errorcode.get(s.connect_ex(("127.0.0.1", {port}))))'"""
 
 
@@ -132,7 +132,7 @@ def test_the_hosts_loopback_is_unreachable_on_a_live_port(workspace: Path) -> No
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port), 2):
+        with socket.create_connection(("127.0.0.1", port), 60):
             pass  # the control: it listens
         assert shell(workspace, CONNECT.format(port=port)).stdout == b"ECONNREFUSED\n"
     outside = CONNECT.format(port=80).replace("127.0.0.1", "192.0.2.1")
@@ -190,7 +190,7 @@ def test_a_fork_bomb_ends_while_another_sandbox_answers(workspace: Path) -> None
 
 
 def test_what_a_run_leaves_in_the_background_is_gone(workspace: Path) -> None:
-    command = "(setsid sh -c 'while :; do date >> beat; sleep 0.05; done' &) ; sleep 0.3"
+    command = "(setsid sh -c 'while :; do date >> beat; sleep 0.05; done' &); until test -s beat; do sleep 0.05; done"
     assert shell(workspace, command).exit_code == 0
     before = (workspace / "beat").read_text()
     assert before

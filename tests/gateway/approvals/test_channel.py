@@ -38,7 +38,7 @@ import json, os, socket, sys
 try:
     names = [n for n in os.listdir(sys.argv[1]) if n.endswith(".sock")]
     s = socket.socket(socket.AF_UNIX)
-    s.settimeout(10)
+    s.settimeout(60)
     s.connect(os.path.join(sys.argv[1], names[0]))
     s.sendall(json.dumps({"op": "answer", "id": "a1b2c3d4", "choice": "once",
                           "binding": "f" * 64}).encode() + b"\\n")

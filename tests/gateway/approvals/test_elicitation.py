@@ -249,7 +249,7 @@ def test_a_client_that_closes_has_said_no(
 def _purple(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "purplebox.gateway.cli", *arguments],
-        capture_output=True, text=True, timeout=40, **options,
+        capture_output=True, text=True, timeout=120, **options,
     )  # fmt: skip
 
 
@@ -282,7 +282,7 @@ def test_a_person_answers_on_the_command_line_for_a_wrapped_server(
                 "jsonrpc": "2.0", "id": 7, "method": "tools/call",
                 "params": {"name": "echo", "arguments": {"text": "h\u200bi"}},
             })  # fmt: skip
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 while not (
                     listed := await asyncio.to_thread(_purple, "approvals", "list", "--json")
                 ).stdout:

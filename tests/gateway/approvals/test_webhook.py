@@ -80,7 +80,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     thread.join()
 
 
-def under(url: str, *, callback: str | None = None, seconds: float = 20.0) -> Version:
+def under(url: str, *, callback: str | None = None, seconds: float = 240.0) -> Version:
     webhook = {"url": url, "secret": "${secret:HOOK_KEY}", "callback": callback}
     fields = ASSISTANT.model_dump(by_alias=True)
     approvals = {"timeout": seconds, "clients": (), "webhook": webhook}

@@ -34,7 +34,7 @@ LISTED: tuple[str, dict[str, Any]] = ("tools/list", {})
 def purple(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "purplebox.gateway.cli", *arguments],
-        capture_output=True, text=True, timeout=40, **options,
+        capture_output=True, text=True, timeout=120, **options,
     )  # fmt: skip
 
 

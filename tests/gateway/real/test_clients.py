@@ -97,7 +97,7 @@ def test_inspectors_command_line(
     def inspect(*words: str) -> str:
         run = subprocess.run(
             [inspector, "--cli", *gateway, *words], check=False, capture_output=True, text=True,
-            env={**with_node, "HOME": os.environ["HOME"]}, timeout=60,
+            env={**with_node, "HOME": os.environ["HOME"]}, timeout=120,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
         return run.stdout

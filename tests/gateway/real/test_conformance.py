@@ -67,7 +67,7 @@ def running(log: Path, *command: Any) -> Generator[int]:
     with log.open("wb") as output:
         process = subprocess.Popen(words, stdout=output, stderr=output)
     try:
-        for _ in range(300):
+        while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
             assert process.poll() is None, log.read_text()
@@ -75,7 +75,7 @@ def running(log: Path, *command: Any) -> Generator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(120)
 
 
 Checks = dict[tuple[str, str, str], list[str]]

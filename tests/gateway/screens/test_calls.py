@@ -298,7 +298,7 @@ def test_a_large_result_passes_and_what_is_at_its_end_is_found(
             wire.send(
                 {"jsonrpc": "2.0", "id": "b", "method": "tools/call", "params": {"name": "t"}}
             )
-            response = await wire.until(lambda m: m.get("id") == "b", seconds=50)
+            response = await wire.until(lambda m: m.get("id") == "b")
             text: str = response["result"]["content"][0]["text"]
             return text
 

@@ -26,10 +26,12 @@ def test_each_request_has_its_own_deadline_and_progress_starts_it_anew() -> None
             work = asks.ask(sent.append, "m", params, seconds=seconds, progress=heard)
             return asyncio.create_task(work)
 
-        late, early, kept = ask(3600), ask(0.05), ask(0.1, "mine")
+        late, early, kept = ask(3600), ask(0.05), ask(600, "mine")
         forever = ask(float("inf"))
         await asyncio.sleep(0)
+        deadline = asks._waiting[sent[2]["id"]].deadline
         assert asks.progressed({"progressToken": sent[2]["id"], "progress": 1})
+        assert asks._waiting[sent[2]["id"]].deadline > deadline
         with pytest.raises(RpcError) as caught:
             await early
         assert caught.value.code == jsonrpc.TIMED_OUT

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from purplebox.isolation import Engine, Result
+from purplebox.isolation.egress import dial, gate
 from purplebox.isolation.egress.ca import Authority
 from purplebox.policies import Policy, load_policy
 from purplebox.policies.addresses import Address
@@ -132,11 +133,11 @@ class Net:
     async def run(self, policy: Policy, command: str) -> Result:
         """A shell command in a sandbox of its own."""
         async with self.engine(policy) as engine:
-            return await engine.run(["bash", "-c", command], wall_seconds=40)
+            return await engine.run(["bash", "-c", command], wall_seconds=250)
 
     async def python(self, policy: Policy, program: str) -> Result:
         async with self.engine(policy) as engine:
-            return await engine.run(["python3", "-c", program], wall_seconds=40)
+            return await engine.run(["python3", "-c", program], wall_seconds=250)
 
 
 async def _stop(server: asyncio.Server) -> None:
@@ -153,8 +154,13 @@ def network_authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Authori
 
 @pytest.fixture
 async def net(
-    workspace: Path, network_authority: tuple[Authority, Path], anyio_backend: str
-) -> AsyncGenerator[Net]:
+    workspace: Path, network_authority: tuple[Authority, Path], anyio_backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncGenerator[Net]:  # fmt: skip
+    # On a busy machine all of it takes longer.
+    for name in ("_REMEMBERED_SECONDS", "RESOLVE_SECONDS", "CONNECT_SECONDS"):
+        monkeypatch.setattr(dial, name, 240.0)
+    monkeypatch.setattr(gate, "_LAST_SECONDS", 5.0)
     authority, path = network_authority
     (workspace / "servers.pem").write_text(authority.certificate)
     found = Net(workspace, path, authority)

@@ -46,7 +46,7 @@ async def ask(port: int, data: bytes, host: str = "127.0.0.1") -> bytes:
     reader, writer = await asyncio.open_connection(host, port)
     try:
         writer.write(data)
-        return await asyncio.wait_for(reader.read(-1), 20)
+        return await asyncio.wait_for(reader.read(-1), 120)
     except ConnectionResetError:
         return b"reset"
     finally:
@@ -59,14 +59,14 @@ async def test_a_published_port_leads_to_the_sandbox_that_serves_it(net: Net) ->
         assert await ask(port, b"x") == b"reset"  # nobody serves
         ready = [asyncio.Event(), asyncio.Event()]
         first = asyncio.create_task(
-            engine.run(server(port, "first"), wall_seconds=50, on_output=sets(ready[0]))
+            engine.run(server(port, "first"), wall_seconds=250, on_output=sets(ready[0]))
         )
-        await asyncio.wait_for(ready[0].wait(), 20)
+        await asyncio.wait_for(ready[0].wait(), 120)
         assert await ask(port, b"hello") == b"first hello"
         second = asyncio.create_task(
-            engine.run(server(port, "second"), wall_seconds=50, on_output=sets(ready[1]))
+            engine.run(server(port, "second"), wall_seconds=250, on_output=sets(ready[1]))
         )
-        await asyncio.wait_for(ready[1].wait(), 20)
+        await asyncio.wait_for(ready[1].wait(), 120)
         assert await ask(port, b"hello", "::1") == b"second hello"
         assert await ask(port, b"stop") == b"second stop"
         assert (await second).exit_code == 0
@@ -79,9 +79,9 @@ async def test_a_published_port_leads_to_the_sandbox_that_serves_it(net: Net) ->
         # The control: a port that is not published is the sandbox's own.
         begun = asyncio.Event()
         unpublished = asyncio.create_task(
-            engine.run(server(other, "x"), wall_seconds=50, on_output=sets(begun))
+            engine.run(server(other, "x"), wall_seconds=250, on_output=sets(begun))
         )
-        await asyncio.wait_for(begun.wait(), 20)
+        await asyncio.wait_for(begun.wait(), 120)
         with pytest.raises(ConnectionRefusedError):
             await ask(other, b"x")
         with pytest.raises(ConnectionRefusedError):
@@ -103,7 +103,7 @@ async def test_a_port_in_use_is_said_to_be(net: Net) -> None:
 async def test_a_sandbox_with_a_published_port_reaches_out_no_further(net: Net) -> None:
     host = await net.http()
     net.names["a.test"] = ["127.0.0.1"]
-    command = f"curl -sS --max-time 30 --noproxy '*' http://a.test:{host.port}/"
+    command = f"curl -sS --max-time 120 --noproxy '*' http://a.test:{host.port}/"
     assert (await net.run(net.policy(listen=[free_port()]), command)).exit_code == 6
     policy = net.policy({"host": "a.test", "ports": [host.port]}, listen=[free_port()])
     assert (await net.run(policy, command)).exit_code == 0

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 CLIENT = """
 import socket, sys
 for line in sys.stdin:
-    with socket.create_connection(("a.test", int(sys.argv[1])), 10) as s:
+    with socket.create_connection(("a.test", int(sys.argv[1])), 60) as s:
         try:
             s.sendall(b"\\0" + line.encode())
             s.shutdown(socket.SHUT_WR)
@@ -49,7 +49,7 @@ async def test_nor_for_connections_that_are_read_or_come_by_a_proxys_protocols(n
     server = await net.http()
     net.names["a.test"] = ["127.0.0.1"]
     policy = net.policy({"host": "a.test", "ports": [server.port]})
-    ask = f"curl -sSf -o /dev/null --max-time 30 {{}} http://a.test:{server.port}/;"
+    ask = f"curl -sSf -o /dev/null --max-time 120 {{}} http://a.test:{server.port}/;"
     ways = ("--noproxy '*'", "", "-p", "--proxy socks5h://127.0.0.1:1023")
     result = await net.run(policy, "set -e;" + "".join(map(ask.format, ways)))
     assert result.exit_code == 0, result.stderr
@@ -67,7 +67,7 @@ context.check_hostname = False
 for line in sys.stdin:
     name = line.strip() or None
     try:
-        with socket.create_connection(("a.test", int(sys.argv[1])), 10) as s:
+        with socket.create_connection(("a.test", int(sys.argv[1])), 60) as s:
             with context.wrap_socket(s, server_hostname=name) as t:
                 t.sendall(b"GET / HTTP/1.1\\r\\nHost: a.test\\r\\n\\r\\n")
                 print(t.recv(15).decode(), flush=True)
@@ -141,7 +141,7 @@ async def test_a_poller_calls_for_what_is_watched_and_for_nothing_after() -> Non
 
     async def wait() -> None:
         called.clear()
-        await asyncio.wait_for(called.wait(), 10)
+        await asyncio.wait_for(called.wait(), 120)
 
     with ours, theirs:
         poller.add_writer(ours.fileno(), note, "write")

@@ -203,7 +203,7 @@ class Gate:
         context.check_hostname = name == self._host
         found = b""
         with (
-            socket.create_connection(("127.0.0.1", self.port), timeout=10) as sock,
+            socket.create_connection(("127.0.0.1", self.port), timeout=120) as sock,
             context.wrap_socket(sock, server_hostname=name) as tls,
         ):
             tls.sendall(data)

@@ -152,7 +152,7 @@ async def test_websocket_passes_after_its_request_was_allowed(gate: Gate) -> Non
     def talk(path: str) -> bytes:
         context = ssl.create_default_context(cafile=str(gate.bundle))
         with (
-            socket.create_connection(("127.0.0.1", gate.port), timeout=10) as sock,
+            socket.create_connection(("127.0.0.1", gate.port), timeout=120) as sock,
             context.wrap_socket(sock, server_hostname=HOST) as tls,
         ):
             head = gate.request(f"GET {path}", *upgrade).replace(
@@ -214,7 +214,7 @@ async def test_a_body_that_waits_for_100_continue_is_asked_for_where_it_may_be_s
         head = gate.request(f"PUT {path}", "Content-Length: 4", "Expect: 100-continue")
         context = ssl.create_default_context(cafile=str(gate.bundle))
         with (
-            socket.create_connection(("127.0.0.1", gate.port), timeout=10) as sock,
+            socket.create_connection(("127.0.0.1", gate.port), timeout=120) as sock,
             context.wrap_socket(sock, server_hostname=HOST) as tls,
         ):
             tls.sendall(head)
