@@ -346,8 +346,9 @@ class Calls:
                     await stage.after(call, ran, version)
                 raise
             if version.rules.flow and (made := ran.facts.get("connections")):
-                hosts = [c.get("name") or c.get("address", "") for c in made if "reason" not in c]
-                known = len(made) < MOST_KEPT
+                out = [c for c in made if c.get("via") != "loopback"]
+                hosts = [c.get("name") or c.get("address", "") for c in out if "reason" not in c]
+                known = len(out) < MOST_KEPT
                 self._mark(call, version.rules.flow.reached(hosts, all_known=known), end)
         for stage in reversed(passed):
             ran = await stage.after(call, ran, version)

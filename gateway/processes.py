@@ -220,8 +220,9 @@ class Processes:
         record = self._begin(call, version, id)
         try:
             process = await version.engine.start(
-                ["/bin/sh", "-c", command], cwd=cwd, stderr="stdout", wall_seconds=wall_seconds
-            )
+                ["/bin/sh", "-c", command], cwd=cwd, stderr="stdout", wall_seconds=wall_seconds,
+                session=(call.client, call.session), name=f"process {id}",
+            )  # fmt: skip
         except BaseException as error:
             said = {"error": str(error)} if isinstance(error, IsolationError) else {}
             self._log.end(record, {"reason": str(_reason(error)), **said})

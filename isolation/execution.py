@@ -23,7 +23,7 @@ from .result import Reason, Result
 from .started import Started
 from .streams import Output
 from .usage import merge
-from .ways import Ways
+from .ways import Membership, Ways
 
 if TYPE_CHECKING:
     from ..policies import Policy
@@ -60,11 +60,13 @@ class Execution:
         name: What is executed, for errors.
         asked_seconds: The time limit that its caller asked for; None for none. The policy's bounds it.
         outputs: Its stdout and stderr where they are collected.
+        membership: Its part in a session's loopback; None for none.
     """
 
     def __init__(
         self, shared: Shared, started: Started, marks: Marks, name: str, *,
         asked_seconds: float | None = None, outputs: tuple[Output, ...] = (),
+        membership: Membership | None = None,
     ) -> None:  # fmt: skip
         self._shared = shared
         self._started = started
@@ -72,6 +74,7 @@ class Execution:
         self._name = name
         self._asked_seconds = asked_seconds
         self._outputs = outputs
+        self._membership = membership
 
     async def carry_out(self, launch: Callable[[], None]) -> Result:
         """Call `launch`, which starts the command, and wait until nothing of the sandbox is left.
@@ -90,6 +93,8 @@ class Execution:
         connections: tuple[Connection, ...] = ()
         try:
             shared.ways.publish(started)
+            if self._membership is not None:
+                await shared.ways.join(started, self._membership)
             launch()
             end, timed_out = await _end(started, limit)
         finally:

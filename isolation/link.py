@@ -19,7 +19,7 @@ from .descriptors import receive
 from .errors import SetupError
 from .forkserver import FORK_SERVER
 from .marks import Marks
-from .netns import DOORS
+from .netns import DOORS, MOST_WANTED, Want
 from .plan import ORDER_BYTES, Plan
 from .started import Started
 
@@ -42,7 +42,8 @@ class Link:
         self._free_groups: list[int] = []
         self._spawning: dict[int, tuple[socket.socket, int, asyncio.Future[Started]]] = {}
         self._started: dict[int, Started] = {}
-        self._wanted: deque[asyncio.Future[socket.socket]] = deque()  # see `socket_inside`
+        # See `sockets_inside`.
+        self._wanted: deque[asyncio.Future[list[socket.socket | None]]] = deque()
         self._turns = asyncio.Semaphore(_MAX_SPAWNING)
         self._end_by = signal.SIGKILL
         self._dead = self._opened = False
@@ -171,32 +172,47 @@ class Link:
         if not sandbox.end.done() and not self._dead:
             self.signal(sandbox, number)
 
-    async def socket_inside(self, sandbox: Started) -> socket.socket:
-        """A TCP socket in the sandbox's network namespace, non-blocking, not connected.
+    async def sockets_inside(
+        self, sandbox: Started, wanted: Sequence[Want]
+    ) -> list[socket.socket | None]:
+        """Sockets in the sandbox's network namespace, non-blocking; None for what cannot be had there.
+
+        Args:
+            sandbox: Which runs.
+            wanted: `MOST_WANTED` at the most.
 
         Raises:
             SetupError: the sandbox or its zygote is gone.
         """
-        future: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[list[socket.socket | None]] = (
+            asyncio.get_running_loop().create_future()
+        )
+        request = json.dumps({"inside": sandbox.number, "wanted": wanted}).encode()
+        try:
+            self._to_zygote.send(request)
+        except OSError as error:
+            raise SetupError(f"the sandbox's zygote cannot be reached: {error}") from error
         self._wanted.append(future)
         try:
-            self._to_zygote.send(json.dumps({"inside": sandbox.number}).encode())
-        except OSError as error:
-            self._wanted.remove(future)
-            raise SetupError(f"the sandbox's zygote cannot be reached: {error}") from error
-        return await asyncio.shield(future)
+            return await future
+        except asyncio.CancelledError:
+            if not future.cancelled() and future.exception() is None:
+                for sock in filter(None, future.result()):
+                    sock.close()
+            raise
 
-    def _on_socket(self, answer: dict[str, Any], fds: list[int]) -> None:
+    def _on_sockets(self, answer: dict[str, Any], fds: list[int]) -> None:
         future = self._wanted.popleft()  # they are answered in order
-        sock = socket.socket(fileno=fds[0]) if fds else None
-        if future.cancelled():
-            if sock is not None:
-                sock.close()
-        elif sock is not None:
-            sock.setblocking(False)
-            future.set_result(sock)
-        else:
+        left = deque(socket.socket(fileno=fd) for fd in fds)
+        if future.done():
+            while left:
+                left.popleft().close()
+        elif answer["error"]:
             future.set_exception(SetupError(f"no socket in the sandbox: {answer['error']}"))
+        else:
+            for sock in left:
+                sock.setblocking(False)
+            future.set_result([None if code else left.popleft() for code in answer["failed"]])
 
     def gone(self, sandbox: Started) -> None:
         """Give a sandbox that has ended back."""
@@ -237,7 +253,7 @@ class Link:
 
     def _on_zygote(self) -> None:
         try:
-            message, fds = receive(self._to_zygote, 1 << 16, 3 + DOORS)
+            message, fds = receive(self._to_zygote, 1 << 16, max(3 + DOORS, MOST_WANTED))
         except ConnectionResetError:
             message, fds = b"", []
         if not message:
@@ -246,7 +262,7 @@ class Link:
             return
         answer = json.loads(message)
         if "inside" in answer:
-            self._on_socket(answer, fds)
+            self._on_sockets(answer, fds)
             return
         if "unheard" in answer:
             # pid 1 has its order and has not carried it out yet, or it is about to end.

@@ -16,12 +16,20 @@ the kernel's Documentation/networking/tproxy.rst. Standard library only: loaded 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from functools import cache
 
 from . import libc
+from .listening import open_question
+
+# What a socket is for, and the address and port it is bound to: "listen"; "connect", where the address
+# says the family; "question", for listening.py.
+Want = tuple[str, str, int]
+MOST_WANTED = 64  # at once
 
 GATE_PORT = 1023  # of the gate's listener: below 1024, so that no program inside can want it
 DNS_PORT = 53
@@ -315,14 +323,38 @@ def _flags(messages: bytes) -> tuple[int, ...]:
     return tuple(found)
 
 
-def socket_inside(network: int) -> int:
-    """A TCP socket in the network namespace that descriptor `network` is of, not connected.
+def sockets_inside(network: int, wanted: Sequence[Want]) -> list[int]:
+    """Sockets in the network namespace that descriptor `network` is of.
 
     Leaves the caller in that namespace. (A thread, which would leave it, is nothing for the zygote:
     setns(2) into mounts fails while there are two.)
 
+    Returns:
+        For each of `wanted` a descriptor, or the negative errno of what failed.
+
     Raises:
-        OSError: from setns(2) or socket(2).
+        OSError: from setns(2).
     """
     libc.setns(network, libc.CLONE_NEWNET)
-    return socket.socket(socket.AF_INET, socket.SOCK_STREAM).detach()
+    found: list[int] = []
+    for want in wanted:
+        try:
+            found.append(_socket_inside(*want).detach())
+        except OSError as error:
+            found.append(-(error.errno or errno.EIO))
+    return found
+
+
+def _socket_inside(what: str, address: str, port: int) -> socket.socket:
+    if what == "question":
+        return open_question()
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    if what == "listen":
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((address, port))
+            sock.listen(_BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+    return sock

@@ -17,6 +17,7 @@ from .pipes import Ends, ReceivePipe, SendPipe, Stderr, Stdin, open_pipes
 
 if TYPE_CHECKING:
     from .result import Result
+    from .ways import Membership
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,7 +37,7 @@ class Held:
 
 async def spawn(
     shared: Shared, argv: Sequence[str], *, cwd: str, env: Mapping[str, str] | None, stdin: Stdin,
-    stderr: Stderr, wall_seconds: float | None,
+    stderr: Stderr, wall_seconds: float | None, membership: Membership | None,
 ) -> Held:  # fmt: skip
     """Start a process; arguments and errors as of `Engine.start`."""
     command = resolve(shared.plan, argv, cwd, env)
@@ -50,7 +51,9 @@ async def spawn(
     finally:
         theirs.close()
     shared.ways.open(started)
-    execution = Execution(shared, started, marks, argv[0], asked_seconds=wall_seconds)
+    execution = Execution(
+        shared, started, marks, argv[0], asked_seconds=wall_seconds, membership=membership
+    )
 
     async def live() -> Result:
         try:

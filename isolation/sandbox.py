@@ -18,7 +18,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,7 +37,7 @@ from .seccomp import compile_operation_filter
 from .started import Started
 from .streams import OnOutput
 from .view import View
-from .ways import Ways
+from .ways import Membership, Ways
 
 if TYPE_CHECKING:
     from ..policies import Grant, Policy
@@ -135,6 +135,7 @@ class Engine:
                 + ". Run `purple doctor`, or take the layer out of the policy's `require`."
             )
         self._ways.listen(network)
+        self._ways.shares = plan.namespaces and network.loopback == "session"
         protect = files.protect if plan.workspace_writable else ()
         return Shared(
             policy=self.policy, plan=plan, enforcement=enforcement, link=self._link,
@@ -180,6 +181,7 @@ class Engine:
         stdin: bytes = b"",
         wall_seconds: float | None = None,
         on_output: OnOutput | None = None,
+        session: Hashable = None,
     ) -> Result:
         """Run `argv` in a sandbox of its own and wait until nothing of it is left.
 
@@ -190,6 +192,8 @@ class Engine:
             stdin: Given to the command; empty is /dev/null.
             wall_seconds: Killed after that; the policy's `timeout` bounds it.
             on_output: Called with each chunk as it comes, before any truncation.
+            session: On its localhost are the ports of what was `start`ed with an equal one, unless
+                the policy says `network.loopback: sandbox`. None: of nobody.
 
         Raises:
             CommandNotFound: no such executable or cwd inside.
@@ -205,9 +209,10 @@ class Engine:
         for output in (ready.stdout, ready.stderr):
             output.keep_bytes = self.policy.resources.output_bytes
             output.on_output = on_output
+        membership = None if session is None else Membership(session)
         try:
             return await self._complete(
-                ready, argv[0], lambda: self._start(ready, command, stdin), wall_seconds
+                ready, argv[0], lambda: self._start(ready, command, stdin), wall_seconds, membership
             )
         finally:
             if pooled:
@@ -216,11 +221,13 @@ class Engine:
     async def start(
         self, argv: Sequence[str], *, cwd: str = "", env: Mapping[str, str] | None = None,
         stdin: Stdin = "pipe", stderr: Stderr = "pipe", wall_seconds: float | None = None,
+        session: Hashable = None, name: str = "process",
     ) -> Process:  # fmt: skip
         """Start `argv` in a sandbox of its own and talk with it while it runs.
 
         Args:
-            argv, cwd, env, wall_seconds: As in `run`.
+            argv, cwd, env, wall_seconds, session: As in `run`.
+            name: What results of the session's others call it, whose programs reach its ports.
             stdin: "pipe", or "null" for /dev/null.
             stderr: "pipe", or "stdout" for the same pipe as that, in the order of writing.
 
@@ -232,7 +239,8 @@ class Engine:
         """
         from .process import Process
 
-        held = await self._spawn(argv, cwd, env, stdin, stderr, wall_seconds)
+        membership = None if session is None else Membership(session, name)
+        held = await self._spawn(argv, cwd, env, stdin, stderr, wall_seconds, membership)
         return Process(held)
 
     async def call(
@@ -322,14 +330,14 @@ class Engine:
 
     async def _spawn(
         self, argv: Sequence[str], cwd: str, env: Mapping[str, str] | None, stdin: Stdin,
-        stderr: Stderr, wall_seconds: float | None,
+        stderr: Stderr, wall_seconds: float | None, membership: Membership | None = None,
     ) -> Held:  # fmt: skip
         """As `start`; SyncEngine's way to a process, too."""
         from .process import spawn
 
         held = await spawn(
             self._entered, argv, cwd=cwd, env=env, stdin=stdin, stderr=stderr,
-            wall_seconds=wall_seconds,
+            wall_seconds=wall_seconds, membership=membership,
         )  # fmt: skip
         self._processes.add(held)
         held.task.add_done_callback(lambda _: self._processes.discard(held))
@@ -366,12 +374,12 @@ class Engine:
 
     async def _complete(
         self, ready: Ready, name: str, launch: Callable[[], None],
-        asked_seconds: float | None = None,
+        asked_seconds: float | None = None, membership: Membership | None = None,
     ) -> Result:  # fmt: skip
         """Start what `ready` holds, wait for its end, and give it back."""
         execution = Execution(
             self._entered, ready.started, ready.marks, name, asked_seconds=asked_seconds,
-            outputs=(ready.stdout, ready.stderr),
+            outputs=(ready.stdout, ready.stderr), membership=membership,
         )  # fmt: skip
         try:
             return await execution.carry_out(launch)

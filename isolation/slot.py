@@ -27,6 +27,7 @@ class Slot:
         pidfd: Of pid 1; -1 before it exists.
         network: Descriptor of its network namespace; -1 before it exists.
         doors: Descriptors of its way out, for the gateway; empty when it has none. netns.py.
+        shared: Whether the gateway has had other sockets in its network namespace.
         group: Its cgroup's number; 0 for none.
         over, memory_peak_bytes, processes_peak: The watcher's; `over` names the limit for which it
             killed the sandbox, "" when it did not.
@@ -40,6 +41,7 @@ class Slot:
         self.pid_1 = 0
         self.pidfd = self.network = -1
         self.doors: list[int] = []
+        self.shared = False
         self.over = ""
         self.memory_peak_bytes = self.processes_peak = 0
         self._mounts = self._private = self._master = -1

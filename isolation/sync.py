@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Hashable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -17,6 +17,7 @@ from .errors import IsolationError
 from .result import Result
 from .sandbox import Engine
 from .streams import OnOutput
+from .ways import Membership
 
 if TYPE_CHECKING:
     from ..policies import Grant, Policy
@@ -68,11 +69,18 @@ class SyncEngine:
         stdin: bytes = b"",
         wall_seconds: float | None = None,
         on_output: OnOutput | None = None,
+        session: Hashable = None,
     ) -> Result:
         """As `Engine.run`; `on_output` is called in the engine's thread."""
         return self._wait(
             self._engine.run(
-                argv, cwd=cwd, env=env, stdin=stdin, wall_seconds=wall_seconds, on_output=on_output
+                argv,
+                cwd=cwd,
+                env=env,
+                stdin=stdin,
+                wall_seconds=wall_seconds,
+                on_output=on_output,
+                session=session,
             )
         )
 
@@ -85,9 +93,13 @@ class SyncEngine:
     def start(
         self, argv: Sequence[str], *, cwd: str = "", env: Mapping[str, str] | None = None,
         stdin: Stdin = "pipe", stderr: Stderr = "pipe", wall_seconds: float | None = None,
+        session: Hashable = None, name: str = "process",
     ) -> SyncProcess:  # fmt: skip
         """As `Engine.start`; its streams are files."""
-        held = self._wait(self._engine._spawn(argv, cwd, env, stdin, stderr, wall_seconds))
+        membership = None if session is None else Membership(session, name)
+        held = self._wait(
+            self._engine._spawn(argv, cwd, env, stdin, stderr, wall_seconds, membership)
+        )
         return SyncProcess(held, self._loop)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:

@@ -27,7 +27,7 @@ from .descriptors import receive
 from .errors import SetupError
 from .lockdown import FIRST_FREE, Home, write_id_maps
 from .mounts import Owners, build_root
-from .netns import new_network, probe_doors, socket_inside
+from .netns import Want, new_network, probe_doors, sockets_inside
 from .oom import OutOfMemory
 from .plan import INSIDE_ID, ORDER_BYTES, UNUSED_ID, Plan
 from .slot import Slot
@@ -220,7 +220,7 @@ class Zygote:
                 for fd in fds:
                     os.close(fd)
         elif "inside" in request:
-            self._hand_out_socket(request["inside"])
+            self._hand_out_sockets(request["inside"], request["wanted"])
         elif (slot := self._slots.get(request["number"])) and not slot.forward(request["signal"]):
             answer = {"unheard": slot.number, "signal": request["signal"]}
             self._gateway.send(json.dumps(answer).encode())
@@ -266,25 +266,31 @@ class Zygote:
                 "processes_peak": slot.processes_peak,
             }  # fmt: skip
             self._gateway.send(json.dumps(answer).encode())
-        self._recycle(slot.network)
+        self._recycle(slot)
         slot.release()
 
-    def _hand_out_socket(self, number: int) -> None:
-        """Give the gateway a socket inside a sandbox, for `network.listen`."""
+    def _hand_out_sockets(self, number: int, wanted: list[Want]) -> None:
+        """Give the gateway sockets inside a sandbox, for `network.listen` and `network.loopback`."""
         slot = self._slots.get(number)
         try:
-            fds = [socket_inside(slot.network)] if slot else []
-            answer = {"inside": number, "error": "it has ended"}
-        except OSError as error:
-            fds, answer = [], {"inside": number, "error": str(error)}
+            # Without namespaces it would be the host's own network.
+            inside = slot is not None and self._plan.namespaces
+            found = sockets_inside(slot.network, wanted) if slot and inside else []
+            error = "" if inside else "it has ended"
+        except OSError as problem:
+            found, error = [], str(problem)
+        fds = [fd for fd in found if fd >= 0]
+        if slot and fds:
+            slot.shared = True
+        answer = {"inside": number, "failed": [min(fd, 0) for fd in found], "error": error}
         socket.send_fds(self._gateway, [json.dumps(answer).encode()], fds)
         for fd in fds:
             os.close(fd)
 
-    def _recycle(self, network: int) -> None:
-        """Keep a network namespace for the next sandbox, if nothing of the last one is in it."""
-        # With network the gateway may still hold connections in it.
-        if self._plan.network or len(self._networks) >= SPARE_NETWORKS:
-            os.close(network)
+    def _recycle(self, slot: Slot) -> None:
+        """Keep its network namespace for the next sandbox, if nothing of this one is in it."""
+        # With network, or shared, the gateway may still hold sockets in it.
+        if self._plan.network or slot.shared or len(self._networks) >= SPARE_NETWORKS:
+            os.close(slot.network)
         else:
-            self._networks.append(network)
+            self._networks.append(slot.network)

@@ -219,6 +219,7 @@ _KEYS: dict[str, Callable[[Any, Any], Iterator[_Found]]] = {
     "resources.io": _limit("block I/O", _rate),
     "resources.background": _limit("processes in the background", _number),
     "network.isolated": _choice("network isolated", True, False),
+    "network.loopback": _choice("localhost is shared by", "sandbox", "session"),
     "network.allow": _grants("may reach {}", "may no longer reach {}", host_words),
     "network.deny": _denies("may no longer reach {}", "{} is no longer denied", host_words),
     "network.tls": _choice("TLS"),

@@ -136,9 +136,14 @@ class Credential(_Section):
 
 
 class Network(_Section):
-    """Isolated is loopback only. Otherwise `allow` is what can be reached: nothing, when empty."""
+    """Isolated is loopback only. Otherwise `allow` is what can be reached: nothing, when empty.
+
+    `loopback` is whose: with `session`, ports of a session's background processes are on the localhost
+    of its other sandboxes; with `sandbox`, each has its own alone.
+    """
 
     isolated: bool = True
+    loopback: Literal["session", "sandbox"] = "session"
     allow: tuple[HostRule, ...] = ()
     deny: tuple[HostRule, ...] = ()
     tls: Literal["pass", "inspect"] = "pass"

@@ -231,8 +231,8 @@ PROCESSES = (
         "Start a process",
         "Start a shell command that goes on in the background, such as a server, a watcher or a "
         "prompt, in a sandbox like that of shell. Do not end it with &: it ends with its command. "
-        "Its localhost is its own: to have a server and ask it, start sh and give it both by "
-        "process_input. "
+        "A TCP port that it listens on is on localhost for shell and the session's other processes, "
+        "unless the policy keeps them apart. "
         "It ends with the session, or at the policy's time limit. Of what it writes and nobody asks "
         "for, the last is kept.",
         (

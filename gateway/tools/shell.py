@@ -67,6 +67,7 @@ async def run(call: Call, version: Version) -> Ran:
             cwd=cwd,
             wall_seconds=arguments.get("timeout_seconds"),
             on_output=on_output,
+            session=(call.client, call.session),
         )
     except CommandNotFound as error:
         return Ran(result=text_result(str(error), is_error=True), reason=Reason.COMMAND_NOT_FOUND)

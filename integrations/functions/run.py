@@ -51,6 +51,7 @@ def in_sandbox(shipment: Shipment, parse: Parse) -> Run:
                 argv,
                 env={inside.VARIABLE: request} if short else None,
                 stdin=b"" if short else request.encode(),
+                session=(call.client, call.session),
             )
         except IsolationError as error:
             return _failed(Reason.SANDBOX_UNAVAILABLE, f"Not run: {error}", {})

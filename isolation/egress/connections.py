@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ...policies.hosts import Verdict, Why
 from .http import Exchange
 
-Via = Literal["direct", "http_proxy", "socks", "dns", "listen"]
+Via = Literal["direct", "http_proxy", "socks", "dns", "listen", "loopback"]
 MOST_KEPT = 500  # entries of a call; the rest is counted
 _MOST_REQUESTS = 50  # of one connection
 
@@ -20,8 +20,9 @@ class Connection:
 
     Attributes:
         via: How it came: straight, by the proxy variables, or as a question for an address ("dns",
-            only those that were refused); "listen" is one that came in by a published port.
-        name: That was asked for; "" for a literal address.
+            only those that were refused); "listen" is one that came in by a published port,
+            "loopback" one to a process of the same session.
+        name: That was asked for, or the process; "" for a literal address.
         address: Literal that was asked for, or the one that was dialled; "" when none was.
         port: 0 for a DNS question.
         rule: Key of the policy that allowed or refused it; "" where no rule matched.

@@ -113,6 +113,7 @@ def test_a_command_marks_by_its_connections(tree: Path) -> None:
         ([], "completed"),
         ([{**made, "name": "b.example"}], "completed"),
         ([{**made, "reason": "host_denied"}], "completed"),
+        ([{**made, "via": "loopback"}] * 500, "completed"),
         ([{**made, "name": "b.example"}, made], "flow_denied"),
     ]
 

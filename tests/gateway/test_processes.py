@@ -441,17 +441,39 @@ async def test_a_published_port_leads_to_a_process(tmp_path: Path) -> None:
     assert [(c["via"], c["port"]) for c in record["connections"]] == [("listen", port)] * 2
 
 
-async def test_what_runs_in_one_process_shares_its_loopback(tmp_path: Path) -> None:
-    ask = (
-        "python3 -c 'import socket; print(socket.create_connection((\"127.0.0.1\", 8000)).recv(9))'"
-    )
+ASK = "python3 -c 'import socket; print(socket.create_connection((\"127.0.0.1\", 8000)).recv(9))'"
+
+
+async def test_a_port_of_a_process_is_on_its_session_s_localhost(tmp_path: Path) -> None:
     async with entered(tmp_path) as gateway:
         (tmp_path / "workspace" / "server.py").write_text(SERVER.replace("PORT", "8000"))
+        server = {"command": "exec python3 server.py", **LONG}
+        begun = content(await gateway.call("process_start", server, client="me", session="1"))
+        assert begun["output"] == "ready\n"
+        ask = {"command": ASK}
+        reached = await gateway.call("shell", ask, client="me", session="1")
+        assert content(reached)["stdout"] == "b'served'\n"
+        for client, session in (("me", "2"), ("other", "1"), ("", "")):
+            alone = await gateway.call("shell", ask, client=client, session=session)
+            assert "ConnectionRefusedError" in content(alone)["stderr"]
+        named = {"process_id": begun["process_id"]}
+        await gateway.call("process_stop", named, client="me", session="1")
+        ended = await gateway.call("shell", ask, client="me", session="1")
+        assert "ConnectionRefusedError" in content(ended)["stderr"]
+    made = [r["connections"] for r in records(tmp_path, "shell") if "connections" in r]
+    ((told,),) = made
+    assert (told["via"], told["name"]) == ("loopback", f"process {begun['process_id']}")
+    assert (told["port"], told["bytes_in"]) == (8000, 6)
+
+
+async def test_a_policy_may_keep_localhost_apart(tmp_path: Path) -> None:
+    async with entered(tmp_path, policy(network={"loopback": "sandbox"})) as gateway:
+        (tmp_path / "workspace" / "server.py").write_text(SERVER.replace("PORT", "8000"))
         named = {"process_id": await start(gateway, "sh 2>&1"), **LONG}
-        for line, output in (("python3 server.py &", "ready\n"), (ask, "b'served'\n")):
+        for line, output in (("python3 server.py &", "ready\n"), (ASK, "b'served'\n")):
             told = await gateway.call("process_input", {**named, "input": f"{line}\n"})
             assert content(told)["output"] == output
-        alone = await gateway.call("shell", {"command": ask})
+        alone = await gateway.call("shell", {"command": ASK})
         assert "ConnectionRefusedError" in content(alone)["stderr"]
 
 

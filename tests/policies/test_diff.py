@@ -55,7 +55,7 @@ SAMPLES: dict[str, Any] = {
     ),
     "network.listen": (8000,), "environment.set": {"A": "1"}, "tools.rules": (A_RULE,),
     "tools.arguments": {"a": {"b": "url"}}, "require": (), "devices.gpu": "all",
-    "filesystem.workspace": "none", "network.tls": "inspect", "tools.default": "ask",
+    "filesystem.workspace": "none", "network.tls": "inspect", "network.loopback": "sandbox", "tools.default": "ask",
     "tools.approved": ({"tool": "shell", "arguments": {"command": "x"}},),
     "audit.arguments": "none", "audit.output": "none",
 }  # fmt: skip
