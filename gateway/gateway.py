@@ -125,6 +125,10 @@ class Gateway:
         if self._processes is not None and session:
             await self._processes.end_session(session)
 
+    def background(self) -> list[dict[str, Any]]:
+        """What runs in the background, of all sessions, as `purple ps` shows it."""
+        return self._processes.status() if self._processes is not None else []
+
     async def _end(self) -> None:
         processes, self._processes = self._processes, None
         if processes is not None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .audit import AuditLog
     from .calls import Call, Version
 
-MOST = 64  # of all sessions together, those that have ended and been asked about no more among them
+MOST = 64  # of all sessions together; those that have ended make room, the longest ended first
 _MOST_ENDED = 8  # of a session
 _GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 _FLOOD_SECONDS = 0.01  # for 64 KiB that nobody will see: a flood must not keep the gateway busy
@@ -76,6 +76,8 @@ class Background:
         id: For its session.
         command: What it executes.
         version: What it runs under.
+        shown: The command, or as much of it as the policy lets be recorded.
+        since: When it was started, in seconds since the epoch.
         result: How it ended; None while it runs, and when it could not be executed.
         error: Why it could not be executed; None otherwise.
         stopped_by: Who ended it, before it did so itself; "" for nobody.
@@ -87,6 +89,8 @@ class Background:
         self.error: IsolationError | None = None
         self.stopped_by = ""
         self._process = process
+        self.shown = ""
+        self.since = time.time()
         self._began = time.monotonic()
         self._seconds: float | None = None
         self._tail = Tail(version.policy.resources.output_bytes)
@@ -99,6 +103,11 @@ class Background:
     def wall_seconds(self) -> float:
         """For how long it has run."""
         return self._seconds if self._seconds is not None else time.monotonic() - self._began
+
+    @property
+    def order_of_end(self) -> float:
+        """Less for what ended earlier."""
+        return self._began + self.wall_seconds
 
     @property
     def unread_bytes(self) -> int:
@@ -211,13 +220,12 @@ class Processes:
             OSError: the record cannot be written; nothing has run.
         """
         owned = self._owned.setdefault((call.client, call.session), _Owned())
-        self._make_room(owned)
-        everything = sum(len(one.held) + one.starting for one in self._owned.values())
-        if owned.running >= version.policy.resources.background or everything >= MOST:
+        if owned.running >= version.policy.resources.background or not self._make_room(owned):
             return None
         owned.starting += 1
         id, command = f"p-{secrets.token_hex(4)}", str(call.arguments["command"])
-        record = self._begin(call, version, id)
+        recorded = _recorded(dict(call.arguments), version)
+        record = self._begin(call, version, id, recorded)
         try:
             process = await version.engine.start(
                 ["/bin/sh", "-c", command], cwd=cwd, stderr="stdout", wall_seconds=wall_seconds,
@@ -230,6 +238,7 @@ class Processes:
         finally:
             owned.starting -= 1
         background = owned.held[id] = Background(id, command, version, process)
+        background.shown = _shown(recorded)
         # Nobody cancels it: it ends with its process.
         task = asyncio.create_task(self._live(background, call, record))
         self._tasks.add(task)
@@ -237,6 +246,18 @@ class Processes:
         if owned.is_over:
             await background.stop("session", at_once=True)
         return background
+
+    def status(self) -> list[dict[str, Any]]:
+        """What `purple ps` shows of each, the oldest first; its command as the policy lets it be recorded."""
+        found = [
+            {
+                "process_id": one.id, "command": one.shown, "client": client, "session": session,
+                "policy": one.version.policy.name, "since": one.since, "running": not one.ended.is_set(),
+                "wall_seconds": round(one.wall_seconds, 1), "unread_bytes": one.unread_bytes,
+            }
+            for (client, session), owned in self._owned.items() for one in owned.held.values()
+        ]  # fmt: skip
+        return sorted(found, key=lambda one: one["since"])
 
     def of(self, call: Call) -> list[Background]:
         """Those of the session that calls, the oldest first."""
@@ -277,22 +298,28 @@ class Processes:
         running = [one for one in some if not one.ended.is_set()]
         await asyncio.gather(*(one.stop(by, at_once=True) for one in running))
 
-    def _make_room(self, owned: _Owned) -> None:
-        """Forget the oldest of those that have ended."""
-        over = [one for one in owned.held.values() if one.ended.is_set()][:-_MOST_ENDED]
-        for one in over:
+    def _make_room(self, owned: _Owned) -> bool:
+        """Forget the oldest of those of a session that have ended, and whichever session's ended first
+        where all together are too many; False where all of them run."""
+        for one in [one for one in owned.held.values() if one.ended.is_set()][:-_MOST_ENDED]:
             del owned.held[one.id]
+        while sum(len(one.held) + one.starting for one in self._owned.values()) >= MOST:
+            held = [(one, has.held) for has in self._owned.values() for one in has.held.values()]
+            held = [(one, where) for one, where in held if one.ended.is_set()]
+            if not held:
+                return False
+            first, where = min(held, key=lambda pair: pair[0].order_of_end)
+            del where[first.id]
+        return True
 
-    def _begin(self, call: Call, version: Version, id: str) -> str:
-        policy, audit = version.policy, version.policy.audit
-        arguments = dict(call.arguments)
-        kept = version.screen.recorded(arguments) if audit.arguments == "full" else arguments
+    def _begin(self, call: Call, version: Version, id: str, recorded: Any) -> str:
+        policy = version.policy
         return self._log.begin({
             "tool": "process", "client": call.client, "session": call.session,
             "policy": policy.name, "policy_version": policy.digest, "effect": "allow",
             "rule": "process_start", "decision_reason": f"started by call {call.call_id}",
             "process_id": id, "started_by": call.call_id,
-            "arguments": recorded_arguments(kept, audit.arguments, audit.redact),
+            "arguments": recorded,
             "enforcement": version.engine.enforcement.to_json(), **spans.identity(),
         })  # fmt: skip
 
@@ -320,6 +347,19 @@ class Processes:
                 end["wall_seconds"] = round(background.wall_seconds, 4)
                 self._log.end(record, end)
                 spans.ended(end, is_error=end["reason"] != Reason.COMPLETED)
+
+
+def _recorded(arguments: dict[str, Any], version: Version) -> Any:
+    """Arguments as the policy lets them be recorded."""
+    audit = version.policy.audit
+    kept = version.screen.recorded(arguments) if audit.arguments == "full" else arguments
+    return recorded_arguments(kept, audit.arguments, audit.redact)
+
+
+def _shown(recorded: Any) -> str:
+    """The command for a person; a digest or nothing where the policy records no more."""
+    kept: dict[str, Any] = recorded or {}
+    return str(kept.get("command") or (f"sha256 {kept['sha256']}" if "sha256" in kept else ""))
 
 
 def _reason(error: BaseException | None) -> Reason:

@@ -188,6 +188,7 @@ async def serve_tools(
         roster = Roster(whose)
         approvals = await _approvals(stack, roster, whose, source)
         gateway = await stack.enter_async_context(Gateway(policy, workspace, approver=approvals))
+        roster.processes = gateway.background
         behind = Servers(gateway, workspace, roster)
         stack.push_async_callback(behind.aclose)
         await behind.put(servers, policy)

@@ -1,18 +1,21 @@
-"""`purple ps`: the running gateways of this user, and how the servers behind them fare."""
+"""`purple ps`: the running gateways of this user, how the servers behind them fare, and what runs in the background."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from datetime import datetime
 from typing import Any
 
 _ERROR_CHARACTERS = 200
+_COMMAND_CHARACTERS = 100
 
 
 def add_parser(verbs: Any) -> None:
     """Add the verb."""
     parser: argparse.ArgumentParser = verbs.add_parser(
-        "ps", help="running gateways and the health of the servers behind them"
+        "ps",
+        help="running gateways, the health of the servers behind them, processes in the background",
     )
     parser.add_argument("--json", action="store_true", help="a JSON object for each gateway")
     parser.set_defaults(handler=run)
@@ -52,6 +55,13 @@ def _shown(status: dict[str, Any]) -> str:
         lines.append(line + (f"  for {server['client']}" if server["client"] else ""))
         if server["last_error"]:
             lines.append(f"           last: {server['last_error'][:_ERROR_CHARACTERS]}")
+    for one in status.get("processes", []):  # an older gateway says nothing of them
+        state = "running" if one["running"] else "ended"
+        who = "/".join(name for name in (one["client"], one["session"]) if name) or "-"
+        since = datetime.fromtimestamp(one["since"]).isoformat(" ", "seconds")
+        line = f"         {one['process_id']:<20} {state:<11} {_time(one['wall_seconds']):>8}"
+        line += f"  since {since}, for {who}, {one['policy']}: "
+        lines.append(line + " ".join(one["command"].split())[:_COMMAND_CHARACTERS])
     # What servers and clients call themselves is theirs; a terminal is not.
     return "\n".join("".join(c if c.isprintable() else "�" for c in line) for line in lines)
 

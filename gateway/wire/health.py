@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -55,6 +56,7 @@ class Roster:
 
     Attributes:
         reload_refused: Why the policy in force is not what its file says now; "" when it is.
+        processes: Gives those in the background, as `Processes.status`.
     """
 
     def __init__(self, gateway: str) -> None:
@@ -62,13 +64,15 @@ class Roster:
         self._servers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._started = time.monotonic()
         self.reload_refused = ""
+        self.processes: Callable[[], list[dict[str, Any]]] = list
 
     def add(self, server: Watched) -> None:
         """Watch a server from now on."""
         self._servers.add(server)
 
     def status(self) -> dict[str, Any]:
-        """As JSON: `{gateway, uptime_seconds, reload_refused, servers: [{server, client, state, …}]}`."""
+        """As JSON: `{gateway, uptime_seconds, reload_refused, servers: [{server, client, state, …}],
+        processes: [{process_id, command, …}]}`."""
         now = time.monotonic()
         servers: list[Watched] = sorted(self._servers, key=lambda s: (s.name, s.health.since))
         return {
@@ -84,4 +88,5 @@ class Roster:
                 }
                 for s in servers
             ],
+            "processes": self.processes(),
         }  # fmt: skip

@@ -279,6 +279,46 @@ async def test_all_sessions_together(tmp_path: Path, monkeypatch: pytest.MonkeyP
         await start(gateway, "sleep 60", session="3")
 
 
+async def test_what_has_ended_makes_room_the_longest_ended_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "MOST", 3)
+    async with entered(tmp_path) as gateway:
+        await start(gateway, "sleep 60", session="1")
+        for session in "23":  # nobody asks about either
+            (tmp_path / "workspace" / "go").unlink(missing_ok=True)
+            await start(gateway, f"{GO}; echo {session}", session=session)
+            (tmp_path / "workspace" / "go").touch()
+            while gateway.background()[-1]["running"]:
+                await anyio.sleep(0.01)
+        await start(gateway, "sleep 60", session="4")
+        assert [one["session"] for one in gateway.background()] == ["1", "3", "4"]
+        (kept,) = content(await gateway.call("process_list", session="3"))["processes"]
+        said = await gateway.call("process_output", {"process_id": kept["process_id"]}, session="3")
+        assert content(said)["output"] == "3\n"
+        await start(gateway, "sleep 60", session="5")
+        refused = await gateway.call("process_start", {"command": "true"}, session="6")
+        assert refused.reason == "rate_limited"  # the control: all of them run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [("full", "echo [redacted]; exec sleep 60"), ("hash", "sha256 "), ("none", "")],
+)
+async def test_a_person_sees_a_command_as_it_may_be_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, shown: str
+) -> None:
+    monkeypatch.setenv("TOKEN", "planted-7f3a9c1e5b")
+    held = policy(environment={"pass": ("TOKEN",), "set": {}}, audit={"arguments": arguments})
+    async with entered(tmp_path, held) as gateway:
+        id = await start(gateway, "echo planted-7f3a9c1e5b; exec sleep 60", client="c", session="s")
+        (one,) = gateway.background()
+        assert (one["process_id"], one["client"], one["session"]) == (id, "c", "s")
+        assert (one["policy"], one["running"]) == ("test", True)
+        assert one["command"].startswith(shown) and "planted" not in one["command"]
+        assert bool(one["command"]) == bool(shown)
+
+
 async def test_none_where_the_policy_has_none(tmp_path: Path) -> None:
     ours = [name for name in TOOLS if name.startswith("process_")]
     resources = {**BASE["resources"], "background": 0}

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,41 @@ def live() -> str:
 
 server.run()
 """
+
+
+def test_ps_shows_what_runs_in_the_background(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    (tmp_path / "run").mkdir(mode=0o700)
+    args = ["-m", "purplebox.gateway.cli", "serve", "-w", str(workspace)]
+    parameters = StdioServerParameters(command=sys.executable, args=args, env=dict(os.environ))
+
+    def ps(*words: str) -> str:
+        assert main(["ps", *words]) == 0
+        said: str = capsys.readouterr().out
+        return said
+
+    async def go() -> None:
+        async with Client(parameters) as client:
+            asked = {"command": "echo on;\n sleep 60", "wait_seconds": 60}
+            started = (await client.call_tool("process_start", asked)).structured_content
+            assert started is not None
+            id = started["process_id"]
+            (one,) = json.loads(await asyncio.to_thread(ps, "--json"))["processes"]
+            assert (one["process_id"], one["command"], one["running"]) == (
+                id,
+                asked["command"],
+                True,
+            )
+            assert one["policy"] == "code-assistant"
+            assert abs(one["since"] + one["wall_seconds"] - time.time()) < 3600
+            (line,) = [line for line in (await asyncio.to_thread(ps)).splitlines() if id in line]
+            assert " running " in line and line.endswith(", code-assistant: echo on; sleep 60")
+            await client.call_tool("process_stop", {"process_id": id, "force": True})
+            assert json.loads(await asyncio.to_thread(ps, "--json"))["processes"] == []
+
+    asyncio.run(go())
 
 
 def test_ps_shows_each_server_and_why_one_has_ended(
