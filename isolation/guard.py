@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from fnmatch import translate
 
 from .marks import Marks
+from .repositories import Repositories, TooMany
 
 _RESCAN_SECONDS = 1.0
 _RESCAN_RATIO = 20.0  # a walk may take a twentieth of the time
@@ -32,13 +33,17 @@ class Guard:
 
     A pattern without `*?[` is looked at before each call. Others need a walk through the workspace,
     which is repeated when it is older than a second or twenty times its own duration: a match that
-    is younger may be seen once.
+    is younger may be seen once. Where `.git/config` is protected, so are those of the repositories that
+    git enters from there: repositories.py.
     """
 
     def __init__(self, workspace: str | None, hide: Iterable[str], protect: Iterable[str]) -> None:
         self._workspace = workspace
         self._hide = _Patterns(hide)
         self._protect = _Patterns(protect)
+        nested = workspace is not None and ".git/config" in self._protect.literals
+        self._repositories = Repositories(workspace or "") if nested else None
+        self._nested = _Patterns(())
         self._walked: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
         self._next_walk = 0.0
 
@@ -46,7 +51,7 @@ class Guard:
         """What matches now.
 
         Raises:
-            ValueError: more than a thousand paths match; says what to do.
+            ValueError: more than a thousand paths match, or a git index is too large; says what to do.
         """
         root = self._workspace
         if root is None:
@@ -57,7 +62,7 @@ class Guard:
             ended = time.monotonic()
             self._next_walk = ended + max(_RESCAN_SECONDS, _RESCAN_RATIO * (ended - began))
         hidden, _ = self._hide.present(root)
-        protected, links = self._protect.present(root)
+        protected, links = self._protected(root)
         hide, protect = (
             tuple(dict.fromkeys((*found, *walked))) if walked else tuple(found)
             for found, walked in zip((hidden, protected), self._walked, strict=True)
@@ -78,21 +83,40 @@ class Guard:
         root = self._workspace
         if root is None:
             return ()
+        said: list[str] = []
+        try:
+            links = self._protected(root)[1]
+        except TooMany:  # git reads no index that is not there, and enters nothing
+            links = self._protect.present(root)[1]
+            said += filter(None, [_quarantine(root, ".git/index")])
         known = set(before.protect)
         if before.links:
-            known |= {path for path, _ in set(before.links) & set(self._protect.present(root)[1])}
-        said: list[str] = []
-        for first, names in self._protect.by_first.items():
-            if not _is_there(f"{root}/{first}"):
-                continue
-            for name in names:
-                if not _known(root, name, known) and (moved := _quarantine(root, name)):
-                    said.append(moved)
+            known |= {path for path, _ in set(before.links) & set(links)}
+        for patterns in (self._protect, self._nested):
+            for first, names in patterns.by_first.items():
+                if not _is_there(f"{root}/{first}"):
+                    continue
+                for name in names:
+                    if not _known(root, name, known) and (moved := _quarantine(root, name)):
+                        said.append(moved)
         if self._protect.globs:
             for path in self._walk(root)[1]:
                 if path not in known and (moved := _quarantine(root, os.path.relpath(path, root))):
                     said.append(moved)
         return tuple(said)
+
+    def _protected(self, root: str) -> tuple[list[str], list[tuple[str, str]]]:
+        """Paths without a walk, and links: those of the policy, and of what git enters by itself."""
+        protected, links = self._protect.present(root)
+        if self._repositories is None:
+            return protected, links
+        names = self._repositories.names()
+        if names != tuple(self._nested.literals):
+            self._nested = _Patterns(names, are_paths=True)
+        if not names:
+            return protected, links
+        more, more_links = self._nested.present(root)
+        return list(dict.fromkeys((*protected, *more))), links + more_links
 
     def _walk(self, root: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         hide: list[str] = []
@@ -124,14 +148,18 @@ class Guard:
 
 
 class _Patterns:
-    def __init__(self, patterns: Iterable[str]) -> None:
+    def __init__(self, patterns: Iterable[str], *, are_paths: bool = False) -> None:
+        paths = list(patterns) if are_paths else []
+        patterns = () if are_paths else patterns
         cleaned = [p.rstrip("/").removesuffix("/**").removeprefix("./") for p in patterns]
         self.literals = [
             name
             for name in map(os.path.normpath, (p for p in cleaned if not _is_glob(p)))
             if not name.startswith(("../", "/")) and name not in (".", "..")
-        ]
+        ] + paths
         self.globs = [p.removeprefix("**/") for p in cleaned if _is_glob(p)]
+        # A name alone is matched at any depth as it is; of a path that takes one more.
+        self.globs += [f"*{p[2:]}" for p in cleaned if p.startswith("**/") and "/" in p[3:]]
         self.by_first: dict[str, list[str]] = {}  # literals by their first component
         for name in self.literals:
             self.by_first.setdefault(name.split("/", 1)[0], []).append(name)

@@ -109,6 +109,17 @@ def test_globs_are_matched_at_any_depth_and_links_are_left_out(workspace: Path) 
     assert guard.move_aside(marks) == ("a/c.key was moved to a/c.key.purple-quarantine-1",)
 
 
+def test_a_path_after_two_stars_is_matched_at_any_depth(workspace: Path) -> None:
+    for place in ("", "a/", "a/b/", "a/b/.git/config/"):
+        (workspace / place / ".git").mkdir(parents=True)
+        (workspace / place / ".git" / "config").mkdir(exist_ok=True)
+    found = Guard(str(workspace), [], ["**/.git/config"]).look().protect
+    assert sorted(os.path.relpath(path, workspace) for path in found) == [
+        ".git/config", "a/.git/config", "a/b/.git/config", "a/b/.git/config/.git/config",
+    ]  # fmt: skip
+    assert len(Guard(str(workspace), [], [".git/config"]).look().protect) == 1  # the control
+
+
 def test_too_many_matches_say_what_to_do(workspace: Path) -> None:
     for index in range(1001):
         (workspace / f"{index}.key").write_text("")
