@@ -1,8 +1,10 @@
 """Lines over a pair of descriptors, on the event loop: no threads, no copies beyond the buffers.
 
 Theory of operation
-    The first that is sent within a turn of the loop leaves at once, what follows in one write(2) at
-    its end: a peer with one request in flight waits no turn, one with many costs few calls. A peer that does not read makes
+    What is sent leaves at once while frames come one by one. Where the last read of any pipe held
+    several, only the first that is sent within a turn of the loop does, and what follows leaves in
+    one write(2) at its end: a peer with one request in flight waits no turn and costs none, one with
+    many costs few calls. A peer that does not read makes
     `buffered_bytes` grow; whoever feeds it stops its own reading (`pause`) above `HIGH_WATER_BYTES`
     and goes on when `on_drained` says so. A frame over the limit is skipped to its end, and its
     beginning is handed to `on_oversize`, where the id of whoever waits may be found.
@@ -27,12 +29,18 @@ HIGH_WATER_BYTES = 1 << 20
 class Pipe:
     """A transport of newline-delimited frames.
 
+    Attributes:
+        buffered_bytes: What the peer has not taken yet.
+        on_drained: Called when all that could not be written at once has been.
+
     Args:
         reader, writer: Descriptors; closed by `aclose`.
         on_frame: Called with each frame, without its line end; blank lines are skipped.
         on_closed: Called once: the peer has closed its end, or cannot be written to.
         on_oversize: Called with the first 4 KiB of a frame over `max_frame_bytes`.
     """
+
+    _crowded = False  # of all pipes: what one brings in, another one takes out
 
     def __init__(
         self, reader: int, writer: int, *, on_frame: Callable[[bytes], None],
@@ -95,6 +103,8 @@ class Pipe:
         if written < len(data):
             self._out.append(memoryview(data)[written:] if written else data)
             self.buffered_bytes += len(data) - written
+        elif not Pipe._crowded:
+            return
         self._flush_due = True
         self._idle.clear()
         self._loop.call_soon(self._flush)
@@ -146,6 +156,7 @@ class Pipe:
             self._lost()
             return
         first, newline, rest = data.partition(b"\n")
+        Pipe._crowded = bool(rest)
         if not newline:
             self._keep(data)
             return

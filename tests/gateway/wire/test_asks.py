@@ -47,13 +47,19 @@ def test_each_request_has_its_own_deadline_and_progress_starts_it_anew() -> None
     asyncio.run(go())
 
 
-def test_the_first_that_is_sent_leaves_at_once_and_the_rest_together_in_order() -> None:
+def test_what_is_sent_leaves_at_once_and_while_frames_come_in_bunches_together_in_order() -> None:
     async def go() -> None:
         ours_in, theirs_out = os.pipe()
         theirs_in, ours_out = os.pipe()
         nobody: Any = {"on_closed": lambda: None, "on_oversize": lambda head: None}
-        pipe = Pipe(ours_in, ours_out, on_frame=lambda frame: None, **nobody)
+        bunch = asyncio.Event()
+        pipe = Pipe(ours_in, ours_out, on_frame=lambda frame: bunch.set(), **nobody)
         pipe.start()
+        for text in (b"1\n", b"2\n", b"3\n"):
+            pipe.send(text)
+        assert os.read(theirs_in, 100) == b"1\n2\n3\n"
+        os.write(theirs_out, b"several\nat once\n")
+        await bunch.wait()
         for text in (b"1\n", b"2\n", b"3\n"):
             pipe.send(text)
         assert os.read(theirs_in, 100) == b"1\n"
