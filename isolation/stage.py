@@ -44,13 +44,15 @@ class Stage:
                 if not os.path.islink(f"/etc/{name}"):
                     self.copy(f"/etc/{name}")
 
-    def write(self, path: str, data: bytes, mode: int) -> None:
-        """Make a file, or make it anew."""
+    def write(self, path: str, data: bytes, mode: int, mtime_ns: int | None = None) -> None:
+        """Make a file, or make it anew; changed just now, or at `mtime_ns` since the epoch."""
         if not os.path.isdir(parent := os.path.dirname(self._root + path)):
             os.makedirs(parent)
         with open(self._root + path, "wb") as file:
             file.write(data)
             os.fchmod(file.fileno(), mode)
+        if mtime_ns is not None:
+            os.utime(self._root + path, ns=(mtime_ns, mtime_ns))
 
     def copy(self, path: str) -> bool:
         """Have a copy of a file, or of the files in a directory, as the host has them now.
@@ -67,8 +69,8 @@ class Stage:
             for file in files:
                 os.unlink(self._root + file)
             found = _small_files(path)
-            for file, (data, mode) in found.items():
-                self.write(file, data, mode)
+            for file, content in found.items():
+                self.write(file, *content)
             files = tuple(found)
         if files:
             self._copied[path] = now, files
@@ -91,9 +93,13 @@ def _state(path: str) -> object:
     return state, len(names) <= _MAX_COPIES and [(name, _state(f"{path}/{name}")) for name in names]
 
 
-def _small_files(path: str) -> dict[str, tuple[bytes, int]]:
-    """Contents and modes, by path; {} where there are more or larger ones than are copied."""
-    found: dict[str, tuple[bytes, int]] = {}
+def _small_files(path: str) -> dict[str, tuple[bytes, int, int]]:
+    """Contents, modes and times of change, by path; {} where there are more or larger ones than are copied.
+
+    A file's time of change is part of it: Python compiles a module anew, each time that it is imported,
+    whose time is not the one in its .pyc; Debian's sitecustomize.py lies in /etc.
+    """
+    found: dict[str, tuple[bytes, int, int]] = {}
     try:
         inside = [f"{path}/{name}" for name in os.listdir(path)] if os.path.isdir(path) else [path]
         if len(inside) > _MAX_COPIES:
@@ -101,13 +107,14 @@ def _small_files(path: str) -> dict[str, tuple[bytes, int]]:
         for name in inside:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                mode = os.fstat(fd).st_mode
+                status = os.fstat(fd)
+                mode = status.st_mode
                 data = os.read(fd, _MAX_COPY_BYTES + 1) if stat.S_ISREG(mode) else None
             finally:
                 os.close(fd)
             if data is None or len(data) > _MAX_COPY_BYTES:
                 return {}
-            found[name] = data, stat.S_IMODE(mode) & 0o555
+            found[name] = data, stat.S_IMODE(mode) & 0o555, status.st_mtime_ns
     except OSError:
         return {}
     return found

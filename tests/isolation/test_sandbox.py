@@ -98,6 +98,9 @@ def test_files_of_etc_are_the_hosts_and_its_secrets_are_not_there(workspace: Pat
     files = [f"/etc/{name}" for name in ETC if os.path.isfile(f"/etc/{name}")]
     written = shell(workspace, f"cat {' '.join(files)}").stdout
     assert written == b"".join(Path(file).read_bytes() for file in files)
+    # Python compiles a module anew whenever its time is not the one in its .pyc, as that of /etc's.
+    times = shell(workspace, f"stat -L --format %Y {' '.join(files)}").stdout.split()
+    assert [int(time) for time in times] == [int(os.stat(file).st_mtime) for file in files]
     # Copies belong to whom the view was built by: what makes them read-only is not their mode alone.
     error = shell(workspace, "chmod u+w /etc/passwd; echo x > /etc/passwd").stderr
     assert error.count(b"Read-only file system") + error.count(b"Permission denied") == 2
