@@ -1,7 +1,7 @@
 """The keeper: the process between the gateway and a policy's sandboxes, on the host's side.
 
 Theory of operation
-    gateway ──door── fork server ──fork── keeper ──fork── zygote ──posix_spawn── pid 1 ──vfork── command
+    gateway ──door── fork server ──fork── keeper ──fork── zygote ──posix_spawn── pid 1 ──clone── command
        ├──────────────socket────────────────┘               │                      │
        ├──────────────socket────────────────────────────────┘                      │
        └──────────────socket───────────────────────────────────────────────────────┘

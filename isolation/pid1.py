@@ -9,8 +9,9 @@ Theory of operation
     The execve(2) that starts it has taken its capabilities: the zygote has an empty bounding set,
     no_new_privs, and an id that is not root's in its user namespace. It makes itself unreadable to
     what will run beside it, restricts itself by ruleset and filter, and reads its order: what
-    execve takes. It starts the command as by vfork(2), in a session of its own, and reaps whatever
-    is orphaned to it until the command ends. Then it says how on the socket and exits, which is the
+    execve takes. It starts the command in a session of its own, from the same memory but without
+    waiting for its execve(2), as vfork(2) would (a wake-up less), and reaps whatever is orphaned
+    to it until the command ends. Then it says how on the socket and exits, which is the
     end of everything else in its pid namespace. Anything that fails is said in the same way; it
     never goes on without the restriction that failed.
 
@@ -37,21 +38,21 @@ from .rlimits import rusage
 CONTROL, RULESET, FILTER, GROUPS = 3, 4, 5, 6
 PATH = "/run/purple/init"  # in the view
 TERMINAL = "/dev/pts/0"  # the first of a sandbox's own devpts
-# As in pid1_x86_64.S.
-_TEXT, _BUFFER, _BUFFER_BYTES = 0x400000, 0x600000, 1 << 20
+# As in pid1_x86_64.S; within two mebibytes, for which one page of page table is enough.
+_TEXT, _BUFFER, _BUFFER_BYTES = 0x400000, 0x410000, 1 << 20
 _HEAD = struct.Struct("=6Q")  # length of the order; program, argv, envp, directory, terminal
 _RESULT = struct.Struct("=iiii18q")  # setup, exec, status, -, struct rusage
 RESULT_BYTES = _RESULT.size
 
 _CODE = {
     "x86_64": """
-TIssJEyLZCQIuwAAYAC9AABwAGowQb4GAAAAQf/NdCm4AQAAAESJ90iJ5roBAAAADwWFwA+ILgEAALgDAAAARIn3DwVB/8br0rid
-AAAAvwQAAAAx9g8FhcAPiAkBAABBgDwkbnQWuL4BAAC/BAAAADH2DwWFwA+I7AAAALgRAAAAvwUAAABIid66AAABAEUx0g8Fuer/
-//+FwA9EwYXAD4jDAAAAwegDU1C4PQEAAL8BAAAAMfZIieIPBYXAD4ilAAAAuAMAAAC/BAAAAA8FuAMAAAC/BQAAAA8FRTHtMcC/
-AwAAAEqNNCu6AAAQAEwp6g8FSIXAD46FAAAASQHFSYP9MHLZTDsrctS4OAAAAL8RQQAAMfYx0kUx0kUxwA8FhcB4RHRlQYnGRTHk
-uAMAAABEiecPBUH/xEGD/ANy7YN9BAB1KLg9AAAASMfH/////0iNdQgx0kyNVRAPBYXAeAdEOfB13+sF99iJRQC4AQAAAL8DAAAA
-SInuuqAAAAAPBbjnAAAAMf8PBfS4cAAAAA8FSItzKEiF9nQguAEBAABIx8ec////ugIAAAAPBYXAeDyJx7gDAAAADwVIi3sgSIX/
-dAu4UAAAAA8FhcB4H7gDAAAAvwMAAAAPBbg7AAAASIt7CEiLcxBIi1MYDwX32IlFBLjnAAAAv38AAAAPBfQ=
+TIssJEyLZCQIuwAAQQC9AABRAGowQb4GAAAAQf/NdCm4AQAAAESJ90iJ5roBAAAADwWFwA+IJAEAALgDAAAARIn3DwVB/8br0ridAAAA
+vwQAAAAx9g8FhcAPiP8AAABBgDwkbnQWuL4BAAC/BAAAADH2DwWFwA+I4gAAALgRAAAAvwUAAABIid66AAABAEUx0g8Fuer///+FwA9E
+wYXAD4i5AAAAwegDU1C4PQEAAL8BAAAAMfZIieIPBYXAD4ibAAAAuAMAAAC/BAAAAA8FuAMAAAC/BQAAAA8FRTHtMcC/AwAAAEqNNCu6
+AAAQAEwp6g8FSIXAfn9JAcVJg/0wct1MOyty2Lg4AAAAvxEBAAAx9jHSRTHSRTHADwWFwHg+dF9BicZFMeS4AwAAAESJ5w8FQf/EQYP8
+A3LtuD0AAABIx8f/////SI11CDHSTI1VEA8FhcB4B0Q58HXf6wX32IlFALgBAAAAvwMAAABIie66oAAAAA8FuOcAAAAx/w8F9LhwAAAA
+DwVIi3MoSIX2dCC4AQEAAEjHx5z///+6AgAAAA8FhcB4PInHuAMAAAAPBUiLeyBIhf90C7hQAAAADwWFwHgfuAMAAAC/AwAAAA8FuDsA
+AABIi3sISItzEEiLUxgPBffYiUUEuOcAAAC/fwAAAA8F9A==
 """
 }
 _MACHINE = {"x86_64": 62}  # EM_… of <elf.h>
