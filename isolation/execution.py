@@ -169,7 +169,7 @@ async def _end(started: Started, limit: float | None) -> tuple[Mapping[str, Any]
 
     timer = None if limit is None else asyncio.get_running_loop().call_later(limit, expire)
     try:
-        end = await asyncio.shield(started.end)
+        end = await started.ended()
     finally:
         if timer is not None:
             timer.cancel()

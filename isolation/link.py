@@ -21,6 +21,7 @@ from .forkserver import FORK_SERVER
 from .marks import Marks
 from .netns import DOORS, MOST_WANTED, Want
 from .plan import ORDER_BYTES, Plan
+from .poller import Poller
 from .started import Started
 
 _GONE = "the sandbox's keeper is gone; restart purple"
@@ -30,7 +31,13 @@ _SIGNAL_SECONDS = 0.002  # about what starting a command takes
 
 
 class Link:
-    """One keeper with its zygote."""
+    """One keeper with its zygote.
+
+    Attributes:
+        poller: For what is the sandboxes'; from `open` on.
+    """
+
+    poller: Poller
 
     def __init__(self) -> None:
         self._keeper = 0  # its pid, while there is one
@@ -69,6 +76,7 @@ class Link:
         for channel in (self._to_keeper, self._to_zygote):
             channel.setblocking(False)
         loop = asyncio.get_running_loop()
+        self.poller = Poller()
         self._opened = True
         try:
             with ends:
@@ -102,6 +110,7 @@ class Link:
             self._to_keeper.shutdown(socket.SHUT_WR)
             while await loop.sock_recv(self._to_keeper, 1 << 16):
                 pass  # what it said before it heard
+        self.poller.close()
 
     async def spawn(
         self, fds: Sequence[int], marks: Marks, terminal: Sequence[int] = ()
@@ -287,8 +296,9 @@ class Link:
             future.set_exception(SetupError(f"no sandbox could be started: {answer['error']}"))
             return
         started = Started(
-            number, fds, control, group, cgroup, watched=answer["watched"], end_by=self._end_by
-        )
+            number, fds, control, group, cgroup, watched=answer["watched"], end_by=self._end_by,
+            poller=self.poller,
+        )  # fmt: skip
         self._started[number] = started
         future.set_result(started)
 

@@ -183,7 +183,8 @@ def _mount_writable(max_bytes: int, flags: int) -> None:
             (libc.open_tree(directory, libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC), path)
         )
     for fd, path in clones:
-        _attach(fd, path)
+        libc.move_mount(fd, path)
+        os.close(fd)
 
 
 def seal_root() -> None:

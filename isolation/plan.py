@@ -7,10 +7,12 @@ zygote needs neither pydantic nor libseccomp.
 from __future__ import annotations
 
 import binascii
+import itertools
 import json
 import os
 import sys
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -170,10 +172,8 @@ class Plan(NamedTuple):
 
     def shows(self, path: str) -> bool:
         """Whether the view shows the host's own tree at `path`."""
-        roots = [*self.system, *self.read, *self.write]
-        if self.workspace is not None:
-            roots.append(self.workspace)
-        return any(path == root or path.startswith(root + "/") for root in roots)
+        roots = _directories(self.system, self.read, self.write, self.workspace or "")
+        return f"{path}/".startswith(roots)
 
     @property
     def bpf(self) -> bytes:
@@ -283,6 +283,15 @@ def compile_plan(
         io_bytes_per_second=resources.io_bytes_per_second,
         landlock_abi=landlock.abi_version(),
     )
+
+
+@cache  # each call of a command asks
+def _directories(*trees: tuple[str, ...] | str) -> tuple[str, ...]:
+    """Paths, each with a slash at its end."""
+    paths = itertools.chain.from_iterable(
+        [tree] if isinstance(tree, str) else tree for tree in trees
+    )
+    return tuple(f"{path}/" for path in paths if path)
 
 
 def _interpreters() -> tuple[str, ...]:

@@ -15,7 +15,10 @@ from .started import Started
 from .streams import Output, send_all
 
 _IDLE_SECONDS = 30.0  # after that the pool shrinks by one
-_REFILL_SECONDS = 0.002  # a replacement must not compete with the call that it replaces
+# A replacement must not compete with the calls that are being made: it is begun when there are none any
+# more, when this time is over, or at once when somebody waits for it.
+_REFILL_SECONDS = 0.02
+_QUIET_SECONDS = 0.002  # after the last of them, whose caller may have something to do first
 
 
 class Ready:
@@ -58,7 +61,7 @@ async def prepare(link: Link, marks: Marks, stdin: Literal["null", "pipe"]) -> R
         theirs, ours = os.pipe2(os.O_CLOEXEC)
     else:
         theirs, ours = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1
-    outputs = Output("stdout"), Output("stderr")
+    outputs = Output("stdout", link.poller), Output("stderr", link.poller)
     try:
         started = await link.spawn((theirs, outputs[0].writer, outputs[1].writer), marks)
     except BaseException:
@@ -69,8 +72,6 @@ async def prepare(link: Link, marks: Marks, stdin: Literal["null", "pipe"]) -> R
         raise
     finally:
         os.close(theirs)
-        for output in outputs:
-            output.close_writer()
     return Ready(started, marks, ours, *outputs)
 
 
@@ -99,7 +100,7 @@ class Pool:
         self._ready: deque[Ready] = deque()
         self._making: set[asyncio.Task[None]] = set()
         self._waiting: deque[asyncio.Future[Ready]] = deque()
-        self._timers: set[asyncio.TimerHandle] = set()
+        self._fill_at: asyncio.TimerHandle | None = None
         self._closed = False
         self._shrink_at: asyncio.TimerHandle | None = None
 
@@ -116,7 +117,7 @@ class Pool:
         while self._ready:
             ready = self._ready.popleft()
             if not ready.started.end.done():
-                self._fill_later()
+                self._fill_later(_REFILL_SECONDS)
                 return ready
             self._discard(ready)  # it died while it waited
         future: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
@@ -135,15 +136,15 @@ class Pool:
     def done(self) -> None:
         """Say that one taken has ended."""
         self._in_use -= 1
-        self._fill_later()
+        if not self._in_use:
+            self._fill_later(_QUIET_SECONDS)
 
     async def aclose(self) -> None:
         """Stop making, and discard those that wait."""
         self._closed = True
-        for timer in self._timers:
-            timer.cancel()
-        if self._shrink_at is not None:
-            self._shrink_at.cancel()
+        for timer in (self._fill_at, self._shrink_at):
+            if timer is not None:
+                timer.cancel()
         for task in list(self._making):
             task.cancel()
         if self._making:
@@ -151,15 +152,18 @@ class Pool:
         while self._ready:
             self._discard(self._ready.popleft())
 
-    def _fill_later(self) -> None:
+    def _fill_later(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
+        when = loop.time() + seconds
+        if self._fill_at is not None:
+            if self._fill_at.when() <= when:
+                return
+            self._fill_at.cancel()
+        self._fill_at = loop.call_at(when, self._fill_now)
 
-        def due() -> None:
-            self._timers.discard(timer)
-            self._fill()
-
-        timer = loop.call_later(_REFILL_SECONDS, due)
-        self._timers.add(timer)
+    def _fill_now(self) -> None:
+        self._fill_at = None
+        self._fill()
 
     def _fill(self) -> None:
         while not self._closed and self._missing() > 0:

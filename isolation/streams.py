@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from typing import Literal
 
+from .poller import Poller
+
 Name = Literal["stdout", "stderr"]
 OnOutput = Callable[[Name, bytes], None]
 _CHUNK_BYTES = 1 << 18
@@ -45,17 +47,22 @@ def send_all(fd: int, data: bytes, done: Callable[[], None]) -> None:
 
 
 class Output:
-    """One pipe.
+    """One pipe. Both of its ends are kept open: nobody is woken for its end, which comes with the command's
+    own, and `drain` then takes what is left.
+
+    Args:
+        name: Which of the command's streams.
+        poller: Tells when there is something to read.
 
     Attributes:
-        writer: The command's end; -1 once closed.
+        writer: The command's end, to be handed over.
         kept: The first `keep_bytes` of what was written.
         total_bytes: What was written.
         keep_bytes: May be set until the first byte comes.
         on_output: Called with each chunk before any truncation; None for nobody.
     """
 
-    def __init__(self, name: Name) -> None:
+    def __init__(self, name: Name, poller: Poller) -> None:
         self.name: Name = name
         self.kept = bytearray()
         self.total_bytes = 0
@@ -63,41 +70,28 @@ class Output:
         self.on_output: OnOutput | None = None
         self._reader, self.writer = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._reader, False)
-        self._open = True
-        asyncio.get_running_loop().add_reader(self._reader, self._read)
-
-    def close_writer(self) -> None:
-        """Close the command's end here, once it has been handed over."""
-        if self.writer >= 0:
-            os.close(self.writer)
-            self.writer = -1
+        self._poller = poller
+        poller.add_reader(self._reader, self._read)
 
     def drain(self) -> None:
-        """Take what is left in the pipe. Call when every writer has ended."""
-        while self._open:
-            before = self.total_bytes
-            self._read()
-            if self.total_bytes == before:
-                break
+        """Take what is left in the pipe. Call when every other writer has ended."""
+        while self._read():
+            pass
 
     def close(self) -> None:
         """Close both ends."""
-        if self._open:
-            asyncio.get_running_loop().remove_reader(self._reader)
+        self._poller.forget(self._reader)
         os.close(self._reader)
-        self.close_writer()
+        os.close(self.writer)
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
         try:
             data = os.read(self._reader, _CHUNK_BYTES)
         except BlockingIOError:
-            return
-        if not data:
-            self._open = False
-            asyncio.get_running_loop().remove_reader(self._reader)
-            return
+            return False
         self.total_bytes += len(data)
         if (room := self.keep_bytes - len(self.kept)) > 0:
             self.kept += data[:room]
         if self.on_output is not None:
             self.on_output(self.name, data)
+        return True

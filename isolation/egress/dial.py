@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ...policies.addresses import Address, special_class, unmapped
 from ...policies.hosts import Hosts, Verdict, Why
-from .poller import Watcher
+from ..poller import Watcher
 from .sockets import RawStream, Tally
 
 Resolve = Callable[[str], Awaitable[Sequence[Address]]]

@@ -28,6 +28,7 @@ from ...policies.model import Network
 from .. import libc
 from ..errors import SetupError
 from ..netns import GATE_PORT
+from ..poller import Poller
 from .ca import Authority
 from .connections import Connection, Entry, Ledger
 from .credentials import open_vault
@@ -36,7 +37,6 @@ from .http import Judgement, Origin
 from .inspect import Interceptor
 from .names import Names, answer, made_up
 from .opening import Opening
-from .poller import Poller
 from .proxy import Proxy
 from .sockets import RawStream
 from .tls import ByteStream, Rewound

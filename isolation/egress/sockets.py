@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import Protocol
 
-from .poller import Watcher
+from ..poller import Watcher
 
 
 class Tally(Protocol):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from purplebox.isolation.egress import dial
-from purplebox.isolation.egress.poller import Poller
+from purplebox.isolation.poller import Poller
 from purplebox.policies.hosts import Why
 
 if TYPE_CHECKING:

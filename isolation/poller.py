@@ -1,7 +1,7 @@
-"""Watches the sockets of one gate: one entry in the event loop for all of them.
+"""Watches many descriptors for a short time each, by one entry in the event loop for all of them.
 
-An event loop's own add_reader(3) and its selector cost more than the system calls of a short connection;
-epoll(7) itself does not, and an epoll that another one watches is readable when one of its own is.
+An event loop's own add_reader and its selector cost more than the system calls of a short connection or
+command; epoll(7) itself does not, and an epoll that another one watches is readable when one of its own is.
 """
 
 from __future__ import annotations
@@ -61,6 +61,16 @@ class Poller:
         if writer is not None:
             self._set(fd, reader, None)
         return writer is not None
+
+    def add_once(self, fd: int, callback: Callable[..., object]) -> None:
+        """Call back at most once when `fd` can be read. Nothing else is asked of `fd` here."""
+        self._on[fd] = ((callback, ()), None)
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
+
+    def forget(self, fd: int) -> None:
+        """Call nobody for `fd` any more, which is closed next, and open under no other number or in no other
+        process, or has had its one call."""
+        self._on.pop(fd, None)
 
     def close(self) -> None:
         """Call nobody any more."""
