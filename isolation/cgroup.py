@@ -208,6 +208,7 @@ class Cgroup:
         self.version = version
         self.paths = paths
         self._last: Counters | None = None
+        self._open: dict[str, int] = {}
 
     @staticmethod
     def of(version: int, bases: Mapping[str, str], number: int) -> Cgroup:
@@ -304,6 +305,28 @@ class Cgroup:
         name = "memory.events" if self.version == 2 else "memory.oom_control"
         return _fields(f"{self._path('memory')}/{name}").get("oom_kill", 0)
 
+    def open_counters(self) -> None:
+        """Open what `count` will read, while there is nothing else to do; `close` closes it."""
+        names = (("memory", self._peak_name), ("pids", "pids.peak"), ("cpuacct", "cpuacct.usage"))
+        for controller, name in names[: 2 if self.version == 2 else 3]:
+            path = f"{self._path(controller)}/{name}"
+            with contextlib.suppress(OSError):  # count will see
+                self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Close what is open. May be called again."""
+        for fd in self._open.values():
+            os.close(fd)
+        self._open = {}
+
+    @property
+    def _peak_name(self) -> str:
+        return "memory.peak" if self.version == 2 else "memory.max_usage_in_bytes"
+
+    def _counter(self, path: str) -> int | None:
+        fd = self._open.get(path)
+        return _number(path) if fd is None else _to_number(os.pread(fd, 64, 0))
+
     def count(self, plan: Plan) -> Counters:
         """What has been counted so far.
 
@@ -313,12 +336,11 @@ class Cgroup:
         from .usage import Counters  # the keeper, which never counts, need not import it
 
         memory, pids = self._path("memory"), self._path("pids")
-        v2 = self.version == 2
-        peak = _number(f"{memory}/{'memory.peak' if v2 else 'memory.max_usage_in_bytes'}")
+        peak = self._counter(f"{memory}/{self._peak_name}")
         oom_kills = 0
         if plan.memory_bytes is not None and (peak is None or 2 * peak > plan.memory_bytes):
             oom_kills = self.oom_kills()
-        processes = _number(f"{pids}/pids.peak")
+        processes = self._counter(f"{pids}/pids.peak")
         refused = 0
         if plan.processes is not None and (processes is None or processes > plan.processes):
             refused = _fields(f"{pids}/pids.events").get("max", 0)
@@ -342,7 +364,7 @@ class Cgroup:
             stat = _fields(f"{cpu}/cpu.stat")
             used, waited = stat.get("usage_usec"), stat.get("throttled_usec")
             return used and used / 1e6, None if waited is None or not limited else waited / 1e6
-        used = _number(f"{self._path('cpuacct')}/cpuacct.usage")
+        used = self._counter(f"{self._path('cpuacct')}/cpuacct.usage")
         waited = _fields(f"{cpu}/cpu.stat").get("throttled_time") if limited else None
         return used and used / 1e9, None if waited is None else waited / 1e9
 
@@ -369,8 +391,16 @@ class Cgroup:
 
 def _number(path: str) -> int | None:
     try:
-        return int(_read(path))
-    except (OSError, ValueError):
+        return _to_number(_read(path))
+    except OSError:
+        return None
+
+
+def _to_number(text: str | bytes) -> int | None:
+    """None for "max"."""
+    try:
+        return int(text)
+    except ValueError:
         return None
 
 

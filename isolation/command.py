@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,14 +55,16 @@ def _find(plan: Plan, name: str, path: str, where: str) -> str:
         if "/" in name
         else [f"{directory}/{name}" for directory in path.split(":")]
     )
-    refused = errno.ENOENT
     for candidate in candidates:
-        if not os.path.isfile(candidate) or not plan.shows(candidate):
-            continue
-        if os.access(candidate, os.X_OK):
+        # access(2) first: in every call's way are some that are not there.
+        if os.access(candidate, os.X_OK) and _is_shown(plan, candidate):
             return candidate
-        refused = errno.EACCES
-    raise not_found(name, errno.errorcode[refused])
+    there = any(_is_shown(plan, candidate) for candidate in candidates)
+    raise not_found(name, "EACCES" if there else "ENOENT")
+
+
+def _is_shown(plan: Plan, path: str) -> bool:
+    return plan.shows(path) and os.path.isfile(path)
 
 
 def not_found(name: str, code: str) -> CommandNotFound:

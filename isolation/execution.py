@@ -96,6 +96,8 @@ class Execution:
             if self._membership is not None:
                 await shared.ways.join(started, self._membership)
             launch()
+            if started.cgroup is not None:
+                started.cgroup.open_counters()  # while the command starts
             end, timed_out = await _end(started, limit)
         finally:
             shared.ways.withdraw(started)

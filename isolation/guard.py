@@ -62,9 +62,14 @@ class Guard:
             ended = time.monotonic()
             self._next_walk = ended + max(_RESCAN_SECONDS, _RESCAN_RATIO * (ended - began))
         hidden, _ = self._hide.present(root)
-        protected, links = self._protected(root)
+        protected: list[str] = []
+        links: list[tuple[str, str]] = []
+        for patterns in self._protecting():
+            paths, more = patterns.present(root)
+            protected += paths
+            links += more
         hide, protect = (
-            tuple(dict.fromkeys((*found, *walked))) if walked else tuple(found)
+            tuple(dict.fromkeys((*found, *walked)))
             for found, walked in zip((hidden, protected), self._walked, strict=True)
         )
         if len(hide) + len(protect) > _MAX_MATCHES:
@@ -84,39 +89,32 @@ class Guard:
         if root is None:
             return ()
         said: list[str] = []
+        protecting = self._protect, self._nested
         try:
-            links = self._protected(root)[1]
+            protecting = self._protecting()
         except TooMany:  # git reads no index that is not there, and enters nothing
-            links = self._protect.present(root)[1]
             said += filter(None, [_quarantine(root, ".git/index")])
         known = set(before.protect)
         if before.links:
-            known |= {path for path, _ in set(before.links) & set(links)}
-        for patterns in (self._protect, self._nested):
-            for first, names in patterns.by_first.items():
-                if not _is_there(f"{root}/{first}"):
-                    continue
-                for name in names:
-                    if not _known(root, name, known) and (moved := _quarantine(root, name)):
-                        said.append(moved)
+            links = {link for patterns in protecting for link in patterns.present(root)[1]}
+            known |= {path for path, _ in set(before.links) & links}
+        for patterns in protecting:
+            for name in patterns.likely(root):
+                if not _known(root, name, known) and (moved := _quarantine(root, name)):
+                    said.append(moved)
         if self._protect.globs:
             for path in self._walk(root)[1]:
                 if path not in known and (moved := _quarantine(root, os.path.relpath(path, root))):
                     said.append(moved)
         return tuple(said)
 
-    def _protected(self, root: str) -> tuple[list[str], list[tuple[str, str]]]:
-        """Paths without a walk, and links: those of the policy, and of what git enters by itself."""
-        protected, links = self._protect.present(root)
-        if self._repositories is None:
-            return protected, links
-        names = self._repositories.names()
-        if names != tuple(self._nested.literals):
-            self._nested = _Patterns(names, are_paths=True)
-        if not names:
-            return protected, links
-        more, more_links = self._nested.present(root)
-        return list(dict.fromkeys((*protected, *more))), links + more_links
+    def _protecting(self) -> tuple[_Patterns, _Patterns]:
+        """What needs no walk: of the policy, and of what git enters by itself. Raises `TooMany`."""
+        if self._repositories is not None:
+            names = self._repositories.names()
+            if names != tuple(self._nested.literals):
+                self._nested = _Patterns(names, are_paths=True)
+        return self._protect, self._nested
 
     def _walk(self, root: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         hide: list[str] = []
@@ -169,45 +167,46 @@ class _Patterns:
         return bool(self._pattern.match(name) or self._pattern.match(inside))
 
     def present(self, root: str) -> tuple[list[str], list[tuple[str, str]]]:
-        """Paths of the literals that exist, and those that are links with their targets.
-
-        Every call looks three times, so what lies below a name that is missing is not asked for.
-        """
+        """Paths of the literals that exist, and those that are links with their targets."""
         found: list[str] = []
         links: list[tuple[str, str]] = []
-        for first, names in self.by_first.items():
-            if names != [first] and not _is_there(f"{root}/{first}"):
+        for name in self.likely(root):
+            path = f"{root}/{name}"
+            try:
+                if stat.S_ISLNK(os.lstat(path).st_mode):
+                    links.append((path, os.readlink(path)))
+                else:
+                    found.append(path)
+            except (PermissionError, NotADirectoryError):
+                # As in `_walk`; or a file that stands for a directory, as `.git` of a worktree.
+                found.append(_end_of_way(root, name))
+            except OSError:
                 continue
-            for name in names:
-                path = f"{root}/{name}"
-                try:
-                    if stat.S_ISLNK(os.lstat(path).st_mode):
-                        links.append((path, os.readlink(path)))
-                    else:
-                        found.append(path)
-                except (PermissionError, NotADirectoryError):
-                    # As in `_walk`; or a file that stands for a directory, as `.git` of a worktree.
-                    found.append(_end_of_way(root, name))
-                except OSError:
-                    continue
         return found, links
+
+    def likely(self, root: str) -> list[str]:
+        """Literals whose first component is there, or may be.
+
+        Every call looks three times, so what lies below a name that is missing is not asked for, and that by
+        faccessat(2), which costs no exception. It does not tell a name that is missing from one that we
+        may not look for, nor from a kernel (before 5.8) or a filter of system calls that refuses it.
+        """
+        if not self.by_first:
+            return []
+        if not os.access(root, os.X_OK) or not os.access("/", os.F_OK, follow_symlinks=False):
+            return self.literals
+        return [
+            name
+            for first, names in self.by_first.items()
+            if os.access(f"{root}/{first}", os.F_OK, follow_symlinks=False)
+            for name in names
+        ]
 
 
 def _known(root: str, name: str, known: set[str]) -> bool:
     """Whether `name`, or what stood in the way to it, was there and protected."""
     parts = name.split("/")
     return any(f"{root}/{'/'.join(parts[:n])}" in known for n in range(1, len(parts) + 1))
-
-
-def _is_there(path: str) -> bool:
-    """Whether there is something, or it cannot be told."""
-    try:
-        os.lstat(path)
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 def _end_of_way(root: str, name: str) -> str:

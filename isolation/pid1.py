@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import binascii
 import errno
+import itertools
 import os
 import resource
 import struct
@@ -97,28 +98,24 @@ def order(
     Raises:
         OSError: E2BIG, there is no room for it; EINVAL, a NUL in one of them.
     """
-    words = [os.fsencode(word) for word in argv]
-    variables = [os.fsencode(f"{name}={value}") for name, value in env.items()]
-    single = [os.fsencode(text) for text in (program, directory, terminal)]
-    texts = [*words, *variables, *single]
-    strings = b"\0".join(texts) + b"\0"
-    if strings.count(b"\0") != len(texts):
+    texts = [*argv, *map("=".join, env.items()), program, directory, terminal]
+    strings = os.fsencode("\0".join(texts)) + b"\0"
+    found = strings.split(b"\0")
+    if len(found) != len(texts) + 1:
         raise OSError(errno.EINVAL, "a NUL character in the command or its environment")
+    words, variables = len(argv), len(env)
     arrays = _BUFFER + _HEAD.size
-    at = arrays + 8 * (len(words) + 1 + len(variables) + 1)
-    length = at - _BUFFER + len(strings)
+    start = arrays + 8 * (words + 1 + variables + 1)
+    length = start - _BUFFER + len(strings)
     if length > _BUFFER_BYTES:
         raise OSError(errno.E2BIG, "the command is too long; put it into a file")
-    addresses: list[int] = []
-    for text in texts:
-        addresses.append(at)
-        at += len(text) + 1
-    first = len(words) + len(variables)
+    addresses = list(itertools.accumulate((len(text) + 1 for text in found), initial=start))
+    first = words + variables
     head = _HEAD.pack(
-        length, addresses[first], arrays, arrays + 8 * (len(words) + 1),
+        length, addresses[first], arrays, arrays + 8 * (words + 1),
         addresses[first + 1] if directory else 0, addresses[first + 2] if terminal else 0,
     )  # fmt: skip
-    pointers = [*addresses[: len(words)], 0, *addresses[len(words) : first], 0]
+    pointers = [*addresses[:words], 0, *addresses[words:first], 0]
     return head + struct.pack(f"={len(pointers)}Q", *pointers) + strings
 
 

@@ -120,6 +120,8 @@ class Started:
             self._loop.remove_writer(self._control.fileno())
         self._control.close()
         self.close_doors()
+        if self.cgroup is not None:
+            self.cgroup.close()
         for fd in (self.pidfd, self._private, self.master):
             if fd >= 0:
                 os.close(fd)
