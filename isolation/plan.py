@@ -187,6 +187,7 @@ def compile_plan(
     *,
     authority: str = "",
     variables: Mapping[str, str] | None = None,
+    hosts: str = "",
 ) -> Plan:
     """Resolve `policy` on this host.
 
@@ -195,6 +196,7 @@ def compile_plan(
         workspace: Directory that the sandbox sees at its own path; None gives it none.
         authority: Certificate, PEM, that programs inside trust, too; "" for none.
         variables: What the way out adds to the environment; wins over all others.
+        hosts: What it adds to /etc/hosts.
 
     Raises:
         SetupError: the workspace, a granted path or a GPU does not exist, the system-call list does
@@ -245,7 +247,9 @@ def compile_plan(
     maps = subordinate.id_maps() if policy.user == "root" and namespaces else ()
     resources = policy.resources
     network = not policy.network.isolated
-    files = NETWORK_FILES if network else {}
+    files = {**NETWORK_FILES} if network else {}
+    if network:
+        files["/etc/hosts"] += hosts
     interpreters = _interpreters()
     return Plan(
         system=tuple(

@@ -122,6 +122,7 @@ class Engine:
             self.policy, self.workspace,
             authority=egress.certificate if egress is not None else "",
             variables=egress.environment if egress is not None else {},
+            hosts=egress.hosts_file if egress is not None else "",
         )  # fmt: skip
         found = await self._link.open(plan)
         enforcement = enforcement_of(found, plan)

@@ -132,6 +132,11 @@ class Hosts:
             _Rule(f"network.allow[{i}]", r, WEB_PORTS) for i, r in enumerate(network.allow)
         ]
 
+    def exact_names(self) -> list[str]:
+        """The names that rules allow, at some port, by themselves and not by a pattern."""
+        named = [rule.name for rule in self._allow if rule.name]
+        return [name for name in dict.fromkeys(named) if self.decide_name(name).allowed]
+
     def decide_name(self, name: str, port: int | None = None) -> Verdict:
         """Whether `name` may be asked for, at `port` or (None) at any.
 
@@ -254,6 +259,8 @@ class _Rule:
         try:
             self._range = parse_range(rule.host)
             self._pattern = None if self._range is not None else _name_pattern(rule.host)
+            exact = self._range is None and "*" not in rule.host
+            self.name = canonical_name(rule.host) if exact else ""
             ranges = [parse_range(text) for text in rule.addresses]
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from None

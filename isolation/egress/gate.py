@@ -20,7 +20,7 @@ import errno
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ...policies.addresses import Address, unmapped
 from ...policies.hosts import Hosts, Verdict, Why
@@ -35,7 +35,7 @@ from .credentials import open_vault
 from .dial import Dialer, Refused, Resolve, SystemResolver
 from .http import Judgement, Origin
 from .inspect import Interceptor
-from .names import Names, answer, made_up
+from .names import Names, answer, hosts_file, listed, made_up
 from .opening import Opening
 from .proxy import Proxy
 from .sockets import RawStream
@@ -48,6 +48,7 @@ _MOST_OPEN = 2048  # connections of a sandbox at once
 _LAST_SECONDS = 0.2  # for what a program sent before it ended
 _PAUSE_SECONDS = 0.1  # when descriptors have run out
 _MOST_DNS_BYTES = 4096
+_MOST_WAYS = 1024  # decisions of a sandbox that are kept
 
 
 class Egress:
@@ -69,6 +70,7 @@ class Egress:
             self.hosts = Hosts(network)
         except ValueError as error:
             raise SetupError(str(error)) from error
+        self.names = listed(self.hosts.exact_names())
         self.authority = Authority()
         self.vault = open_vault(network.credentials, network.tls)
         self.interceptor = Interceptor(self.authority, self.vault, trust, tls=network.tls)
@@ -81,6 +83,11 @@ class Egress:
     def certificate(self) -> str:
         """The authority that programs inside are to trust, PEM; "" for none."""
         return self.authority.certificate if self._inspects else ""
+
+    @property
+    def hosts_file(self) -> str:
+        """Lines for /etc/hosts: what its gates have an address for from the beginning."""
+        return hosts_file(self.names)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -116,6 +123,16 @@ class Egress:
             self._own.close()
 
 
+class _Way(NamedTuple):
+    """What was decided of a name (or literal address) and port: allowed, by which rule."""
+
+    name: str
+    port: int
+    literal: Address | None
+    rule: str
+    opaque: bool
+
+
 class Gate:
     """The way out of one sandbox. Made by `Egress.open`, on the event loop that serves it."""
 
@@ -125,7 +142,7 @@ class Gate:
         self.egress = egress
         self._only = None if only is None else Hosts(Network(isolated=False, allow=tuple(only)))
         self.ledger = Ledger(egress.bytes_out)
-        self._names = Names()
+        self._names = Names(egress.names)
         self._proxy = Proxy(self)
         self._tcp, self._udp, self._dns = (socket.socket(fileno=fd) for fd in doors)
         self._ipv6 = self._tcp.family == socket.AF_INET6
@@ -134,6 +151,9 @@ class Gate:
         self._live: set[asyncio.Task[None] | Opening] = set()  # connections
         self._emptied: asyncio.Future[None] | None = None  # done when there are none
         self._closed = False
+        # By the address and port that were connected to; what has no longer its address is not here.
+        self._ways: dict[tuple[str, int], _Way] = {}
+        self._names.on_taken_back = self._ways.clear
         self._listen(self._tcp, self._begin)
         self._listen(self._dns, lambda client: self._spawn(self._serve_dns(client)))
         self._poller.add_reader(self._udp.fileno(), self._on_datagram)
@@ -183,6 +203,8 @@ class Gate:
         return self.ledger.connections()
 
     def _listen(self, door: socket.socket, serve: Callable[[RawStream], None]) -> None:
+        door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
         def ready() -> None:
             for _ in range(64):
                 try:
@@ -193,7 +215,7 @@ class Gate:
                         self._loop.call_later(_PAUSE_SECONDS, again)
                     return
                 sock.setblocking(False)
-                serve(RawStream(sock, watcher=self._poller))
+                serve(RawStream(sock, watcher=self._poller, at_once=True))
 
         def again() -> None:
             if not self._closed:
@@ -217,17 +239,20 @@ class Gate:
         except OSError:
             client.abort()
             return
-        address = unmapped(host)
         if len(self._live) >= _MOST_OPEN:
-            entry = self.ledger.begin("direct", address=str(address), port=port)
+            entry = self.ledger.begin("direct", address=str(unmapped(host)), port=port)
             text = f"over {_MOST_OPEN} connections at once; close some first"
             entry.refuse(Verdict(allowed=False, reason=Why.TOO_MANY_CONNECTIONS, text=text))
             entry.end()
             client.abort()
-        elif port == GATE_PORT and address.is_loopback:
-            self._spawn(self._serve_proxy(client))
+        elif (way := self._ways.get((host, port))) is not None:
+            self._open(client, way)
         else:
-            self._direct(client, address, port)
+            address = unmapped(host)
+            if port == GATE_PORT and address.is_loopback:
+                self._spawn(self._serve_proxy(client))
+            else:
+                self._direct(client, host, address, port)
 
     async def _serve_proxy(self, client: RawStream) -> None:
         try:
@@ -237,26 +262,38 @@ class Gate:
         finally:
             client.close()
 
-    def _direct(self, client: RawStream, address: Address, port: int) -> None:
+    def _direct(self, client: RawStream, host: str, address: Address, port: int) -> None:
         """A program that knows nothing of the gate: `address` is what it connected to."""
         name = self._names.name_of(address) if made_up(address) else None
         if name is not None:
-            entry = self.ledger.begin("direct", name=name, port=port)
             verdict = self.decide_name(name, port)
+            literal = None
         else:
-            entry = self.ledger.begin("direct", address=str(address), port=port)
             verdict = self.decide_literal(address, port)
+            literal = address
         if not verdict.allowed:
+            asked = name or ""
+            literally = "" if name else str(address)
+            entry = self.ledger.begin("direct", name=asked, address=literally, port=port)
             entry.refuse(verdict)
             entry.end()
             client.abort()
             return
-        entry.rule = verdict.rule
+        opaque = not self.egress.hosts.reads_requests(name or str(address), port)
+        way = _Way(name or "", port, literal, verdict.rule, opaque)
+        if name is not None:  # which address is the host's own may change; a policy does not
+            if len(self._ways) >= _MOST_WAYS:
+                self._ways.clear()
+            self._ways[host, port] = way
+        self._open(client, way)
+
+    def _open(self, client: RawStream, way: _Way) -> None:
+        literal = "" if way.literal is None else str(way.literal)
+        entry = self.ledger.begin("direct", name=way.name, address=literal, port=way.port)
+        entry.rule = way.rule
         opening = Opening(
-            client, entry, None if name is not None else address, dialer=self.egress.dialer,
-            interceptor=self.egress.interceptor,
-            opaque=not self.egress.hosts.reads_requests(name or str(address), port),
-            on_left=self._left,
+            client, entry, way.literal, dialer=self.egress.dialer,
+            interceptor=self.egress.interceptor, opaque=way.opaque, on_left=self._left,
         )  # fmt: skip
         self._live.add(opening)
         opening.start()

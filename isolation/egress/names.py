@@ -8,7 +8,7 @@ connected to. Sources: RFC 1035, RFC 2308, RFC 6761; RFC 2544 and RFC 5180 for t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, cast
 
@@ -21,27 +21,55 @@ _dns = cast(Any, dnslib)  # half of it has no types
 IPV4 = IPv4Network("198.18.0.0/15")
 IPV6 = IPv6Network("2001:2::/48")
 _MOST_NAMES = 8192  # of one sandbox; the one that was asked for longest ago gives way
+MOST_LISTED = 256  # names in /etc/hosts, which programs read from its beginning for each name
 _TTL_SECONDS = 60
 _FIRST = 256  # 198.18.0.x is left out: some programs take .0 and .255 for no host
 
 
-class Names:
-    """The names that one sandbox has asked for."""
+def listed(names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the names that a policy allows that stand in /etc/hosts; the rest is asked for."""
+    return tuple(n for n in names if n.rpartition(".")[2] != "localhost")[:MOST_LISTED]
 
-    def __init__(self) -> None:
+
+def hosts_file(names: Sequence[str]) -> str:
+    """Lines for /etc/hosts of what a sandbox's `Names` has from the beginning. hosts(5).
+
+    IPv4 alone: of two addresses getaddrinfo(3) asks the kernel which is better (RFC 6724), which takes it
+    three times as long as all else that it does. Who wants IPv6 asks for it, and is answered.
+    """
+    return "".join(f"{IPV4[_FIRST + at]} {name}\n" for at, name in enumerate(names))
+
+
+class Names:
+    """The names that one sandbox has asked for.
+
+    Args:
+        known: What it has from the beginning, and keeps: see `hosts_file`.
+
+    Attributes:
+        on_taken_back: Called when an address becomes another name's.
+    """
+
+    def __init__(self, known: Sequence[str] = ()) -> None:
+        self._known = {name: _FIRST + at for at, name in enumerate(known)}
         self._index: OrderedDict[str, int] = OrderedDict()
-        self._name: dict[int, str] = {}
+        self._name: dict[int, str] = {index: name for name, index in self._known.items()}
         self._next = _FIRST
+        self.on_taken_back: Callable[[], None] = lambda: None
         self._answers: dict[bytes, bytes] = {}  # by question, both without their first two bytes
 
     def index_of(self, name: str) -> int:
         """The number of an allowed name, which both its addresses are made of."""
+        index = self._known.get(name)
+        if index is not None:
+            return index
         index = self._index.get(name)
         if index is None:
             if len(self._index) >= _MOST_NAMES:
                 _, old = self._index.popitem(last=False)
                 del self._name[old]
                 self._answers.clear()
+                self.on_taken_back()
             while self._next in self._name:
                 self._next += 1
             index = self._next

@@ -23,13 +23,14 @@ class Relay:
     Args:
         client: One side.
         server: The other.
-        on_end: Told once: None when both have ended, or what went wrong.
+        on_end: Told once: None when both have ended, or what went wrong. It closes both, or calls `stop`.
     """
 
     def __init__(self, client: RawStream, server: RawStream, on_end: OnEnd) -> None:
         self._on_end: OnEnd | None = on_end
         self.out = _Pump(client, server, self._ended)
         self.back = _Pump(server, client, self._ended)
+        self.out.other, self.back.other = self.back, self.out
 
     def start(self, to_server: bytes = b"", to_client: bytes = b"") -> None:
         """Begin, with what was read from each side already. `on_end` may be called before this returns."""
@@ -46,7 +47,7 @@ class Relay:
     def _ended(self, error: OSError | None) -> None:
         on_end = self._on_end
         if on_end is not None and (error is not None or (self.out.ended and self.back.ended)):
-            self.stop()
+            self._on_end = None
             on_end(error)
 
 
@@ -67,6 +68,7 @@ class _Pump:
     def __init__(self, source: RawStream, sink: RawStream, on_end: OnEnd) -> None:
         self.carried = 0
         self.ended = False
+        self.other: _Pump | None = None  # the opposite direction
         self._source = source
         self._sink = sink
         self._on_end = on_end
@@ -102,10 +104,11 @@ class _Pump:
         if got:
             self._send(buffer[:got])
             return
-        self._source.watcher.remove_reader(self._source.fd)
-        with contextlib.suppress(OSError):
-            self._sink.sock.shutdown(socket.SHUT_WR)
         self.ended = True
+        if self.other is None or not self.other.ended:  # else both are closed next
+            self._source.watcher.remove_reader(self._source.fd)
+            with contextlib.suppress(OSError):
+                self._sink.sock.shutdown(socket.SHUT_WR)
         self._on_end(None)
 
     def _send(self, data: memoryview) -> None:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import Protocol
 
-from ..poller import Watcher
+from ..poller import Poller, Watcher
 
 
 class Tally(Protocol):
@@ -33,19 +33,22 @@ class RawStream:
         sock: Closed by this.
         tally: Told of what goes to the server and comes from it; None for a program's end.
         watcher: What tells when it is ready; None is the running event loop.
+        at_once: Whether what is written is sent at once already: TCP_NODELAY, tcp(7). Sockets have it
+            from the one that they were accepted from.
     """
 
     def __init__(
-        self, sock: socket.socket, tally: Tally | None = None, watcher: Watcher | None = None
-    ) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self, sock: socket.socket, tally: Tally | None = None, watcher: Watcher | None = None, *,
+        at_once: bool = False,
+    ) -> None:  # fmt: skip
+        if not at_once:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         # Numbers, not sockets, go to the event loop: it prints what is not registered yet.
         self.fd = sock.fileno()
         self.tally = tally
         self.closed = False
-        self._loop = asyncio.get_running_loop()
-        self.watcher: Watcher = self._loop if watcher is None else watcher
+        self.watcher: Watcher = asyncio.get_running_loop() if watcher is None else watcher
         self._waiting: set[asyncio.Future[None]] = set()
 
     async def read(self, max_bytes: int) -> bytes:
@@ -105,8 +108,11 @@ class RawStream:
         if self.closed:
             return
         self.closed = True
-        self.watcher.remove_reader(self.fd)
-        self.watcher.remove_writer(self.fd)
+        if isinstance(self.watcher, Poller):
+            self.watcher.forget(self.fd)
+        else:
+            self.watcher.remove_reader(self.fd)
+            self.watcher.remove_writer(self.fd)
         for future in self._waiting:
             if not future.done():
                 future.set_exception(ConnectionAbortedError("closed"))
@@ -117,7 +123,7 @@ class RawStream:
             raise ConnectionAbortedError("closed")
 
     async def _ready(self, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
-        future: asyncio.Future[None] = self._loop.create_future()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(future)
         add(self.fd, _wake, future)
         try:
