@@ -14,6 +14,7 @@ from .marks import Marks
 from .started import Started
 from .streams import Output, send_all
 
+_CLOSED = "the engine has been closed"
 _IDLE_SECONDS = 30.0  # after that the pool shrinks by one
 # A replacement must not compete with the calls that are being made: it is begun when there are none any
 # more, when this time is over, or at once when somebody waits for it.
@@ -110,7 +111,7 @@ class Pool:
         self._schedule_shrink()
 
     async def take(self) -> Ready:
-        """One that is ready, or the next that will be. Raises `SetupError`."""
+        """One that is ready, or the next that will be. Raises `SetupError`, also when closed."""
         self._in_use += 1
         if self._in_use > self._wanted:
             self._wanted = min(self._in_use, self._most)
@@ -120,6 +121,9 @@ class Pool:
                 self._fill_later(_REFILL_SECONDS)
                 return ready
             self._discard(ready)  # it died while it waited
+        if self._closed:
+            self._in_use -= 1
+            raise SetupError(_CLOSED)
         future: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         self._fill()
@@ -149,6 +153,8 @@ class Pool:
             task.cancel()
         if self._making:
             await asyncio.gather(*self._making, return_exceptions=True)
+        while self._waiting:
+            self._waiting.popleft().set_exception(SetupError(_CLOSED))
         while self._ready:
             self._discard(self._ready.popleft())
 

@@ -34,6 +34,25 @@ class Held:
     task: asyncio.Task[Result]
     ends: Ends
 
+    async def ended(self) -> None:
+        """Wait until nothing of it is left; raises nothing of what became of it."""
+        await asyncio.wait({self.task})
+
+    async def end(self) -> None:
+        """Kill it, and return when nothing of it is left."""
+        self.kill()
+        await uncancelled(self.ended())
+
+    def kill(self) -> None:
+        """SIGKILL to all of it; nothing when it has ended."""
+        if not self.task.done():
+            self.execution.kill()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to its process group; nothing when it has ended."""
+        if not self.task.done():
+            self.execution.signal(number)
+
 
 async def spawn(
     shared: Shared, argv: Sequence[str], *, cwd: str, env: Mapping[str, str] | None, stdin: Stdin,
@@ -117,13 +136,12 @@ class Process(AsyncResource):
 
         Receive meanwhile what it writes: a pipe that is full makes it wait for ever.
         """
-        await asyncio.wait({self._held.task})
+        await self._held.ended()
         return self._held.task.result()
 
     def send_signal(self, number: int) -> None:
         """Send a signal to its process group; nothing when it has ended."""
-        if not self._held.task.done():
-            self._held.execution.signal(number)
+        self._held.signal(number)
 
     def terminate(self) -> None:
         """Ask it to end: SIGTERM."""
@@ -131,8 +149,7 @@ class Process(AsyncResource):
 
     def kill(self) -> None:
         """End it and everything that it has started: SIGKILL."""
-        if not self._held.task.done():
-            self._held.execution.kill()
+        self._held.kill()
 
     async def aclose(self) -> None:
         """End it and close its streams; returns when nothing of it is left."""
@@ -140,7 +157,4 @@ class Process(AsyncResource):
         for pipe in (self._stdin, self._stdout, self._stderr):
             if pipe is not None:
                 pipe.close()
-        await uncancelled(self._gone())
-
-    async def _gone(self) -> None:
-        await asyncio.wait({self._held.task})
+        await self._held.end()

@@ -30,6 +30,7 @@ from .errors import CommandNotFound, EnforcementError, OperationError, SetupErro
 from .execution import Execution, Shared
 from .guard import Guard
 from .link import Link
+from .loopthread import is_on_asyncio
 from .plan import compile_plan
 from .pool import Pool, Ready, prepare
 from .result import Result
@@ -41,6 +42,7 @@ from .ways import Membership, Ways
 
 if TYPE_CHECKING:
     from ..policies import Grant, Policy
+    from .abroad import Abroad
     from .egress.dial import Resolve
     from .pipes import Stderr, Stdin
     from .process import Held, Process
@@ -62,7 +64,10 @@ class Engine:
     Raises:
         SetupError: on entering, when the host cannot build the sandbox; says what to do.
         EnforcementError: on entering, when a layer in `policy.require` would not be full.
-        RuntimeError: on entering, on another event loop than asyncio's.
+        RuntimeError: on entering, without an event loop.
+
+    It lives on asyncio's loop: the caller's, or, where that is trio's, one in a thread of its own, to
+    which calls are handed (abroad.py); `resolve` is called there, and `on_output` by its caller's task.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Engine:
         self.workspace = workspace
         self._link = Link()
         self._ways = Ways(self._link)
+        self._abroad: Abroad | None = None
         self._shared: Shared | None = None
         self._processes: set[Held] = set()
         self._commands = Pool(
@@ -101,11 +107,16 @@ class Engine:
         return View(self.policy, self._entered.plan, self._entered.guard)
 
     async def __aenter__(self) -> Engine:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            text = "Engine needs asyncio's event loop; with another one use SyncEngine in a thread"
-            raise RuntimeError(text) from None
+        if not is_on_asyncio():
+            from .abroad import Abroad
+
+            self._abroad = Abroad(
+                Engine(self.policy, self.workspace, resolve=self._resolve, trust=self._trust)
+            )
+            engine = await self._abroad.enter()
+            self._shared, self._ways = engine._shared, engine._ways
+            self._processes = engine._processes
+            return self
         try:
             self._shared = await self._build()
         except BaseException:
@@ -152,7 +163,10 @@ class Engine:
 
     async def aclose(self) -> None:
         """End every sandbox, the zygote and the keeper; returns when they are gone."""
-        await uncancelled(self._end())
+        if self._abroad is not None:
+            await self._abroad.aclose()
+        else:
+            await uncancelled(self._end())
 
     @property
     def credentials(self) -> Mapping[str, str]:
@@ -202,6 +216,8 @@ class Engine:
 
         A cancelled caller leaves nothing behind: the sandbox is killed first.
         """
+        if self._abroad is not None:
+            return await self._abroad.run(argv, cwd, env, stdin, wall_seconds, on_output, session)
         command = resolve(self._entered.plan, argv, cwd, env)
         pooled = not stdin
         ready = await (self._take(self._commands) if pooled else self._prepare("pipe"))
@@ -261,6 +277,8 @@ class Engine:
                 ELOOP where a link has come into the way of a path of the grant.
             SetupError: the sandbox could not be built, or has no interpreter in its view.
         """
+        if self._abroad is not None:
+            return await self._abroad.call(operation, arguments, grant)
         question = json.dumps(
             {"operation": operation, "arguments": dict(arguments), "grant": _kept(grant)}
         ).encode()
@@ -312,7 +330,11 @@ class Engine:
             terminal: When given, the command gets a terminal of the sandbox's own in place of each
                 of `fds` that is one; called with its other side before the command starts.
             cwd, env: As in `run`.
+
+        On asyncio's event loop alone, like its queue.
         """
+        if self._abroad is not None:
+            raise RuntimeError("run_with needs asyncio's event loop; elsewhere use start")
         shared = self._entered
         command = resolve(shared.plan, argv, cwd, env)
         tty = [i for i, fd in enumerate(fds) if os.isatty(fd)] if terminal is not None else []
@@ -334,6 +356,8 @@ class Engine:
         stderr: Stderr, wall_seconds: float | None, membership: Membership | None = None,
     ) -> Held:  # fmt: skip
         """As `start`; SyncEngine's way to a process, too."""
+        if self._abroad is not None:
+            return await self._abroad.spawn(argv, cwd, env, stdin, stderr, wall_seconds, membership)
         from .process import spawn
 
         held = await spawn(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
-import threading
-from collections.abc import Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .enforcement import Enforcement
 from .errors import IsolationError
+from .loopthread import LoopThread
 from .result import Result
 from .sandbox import Engine
 from .streams import OnOutput
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from .pipes import Stderr, Stdin
     from .process import Held
 
-T = TypeVar("T")
-
 
 class SyncEngine:
     """An `Engine` on an event loop in a thread of its own. Use as a context manager.
@@ -35,10 +32,7 @@ class SyncEngine:
 
     def __init__(self, policy: Policy, workspace: Path | None) -> None:
         self._engine = Engine(policy, workspace)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="purple-engine", daemon=True
-        )
+        self._home = LoopThread()
 
     @property
     def enforcement(self) -> Enforcement:
@@ -46,19 +40,25 @@ class SyncEngine:
         return self._engine.enforcement
 
     def __enter__(self) -> SyncEngine:
-        self._thread.start()
+        self._home.start()
         try:
-            self._wait(self._engine.__aenter__())
+            self._home.wait(self._engine.__aenter__())
         except BaseException:
-            self._stop()
+            self._home.stop()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._wait(self._engine.aclose())
+            self._home.wait(self._close())
         finally:
-            self._stop()
+            self._home.stop()
+
+    async def _close(self) -> None:
+        try:
+            await self._engine.aclose()
+        finally:
+            await self._home.settle()
 
     def run(
         self,
@@ -72,7 +72,7 @@ class SyncEngine:
         session: Hashable = None,
     ) -> Result:
         """As `Engine.run`; `on_output` is called in the engine's thread."""
-        return self._wait(
+        return self._home.wait(
             self._engine.run(
                 argv,
                 cwd=cwd,
@@ -88,7 +88,7 @@ class SyncEngine:
         self, operation: str, arguments: Mapping[str, Any], *, grant: Grant | None = None
     ) -> Result:
         """As `Engine.call`."""
-        return self._wait(self._engine.call(operation, arguments, grant=grant))
+        return self._home.wait(self._engine.call(operation, arguments, grant=grant))
 
     def start(
         self, argv: Sequence[str], *, cwd: str = "", env: Mapping[str, str] | None = None,
@@ -97,23 +97,21 @@ class SyncEngine:
     ) -> SyncProcess:  # fmt: skip
         """As `Engine.start`; its streams are files."""
         membership = None if session is None else Membership(session, name)
-        held = self._wait(
-            self._engine._spawn(argv, cwd, env, stdin, stderr, wall_seconds, membership)
-        )
-        return SyncProcess(held, self._loop)
+        made: list[Held] = []
 
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        async def spawn() -> None:
+            made.append(
+                await self._engine._spawn(argv, cwd, env, stdin, stderr, wall_seconds, membership)
+            )
+
         try:
-            return future.result()
-        except BaseException:  # interrupted: the sandbox is killed, as when a caller is cancelled
-            future.cancel()
+            self._home.wait(spawn())
+        except BaseException:
+            for held in made:  # it came when its caller had been interrupted
+                held.ends.close()
+                self._home.wait(held.end())
             raise
-
-    def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        return SyncProcess(made[0], self._home)
 
 
 class SyncProcess:
@@ -129,9 +127,9 @@ class SyncProcess:
     file belongs to one thread at a time.
     """
 
-    def __init__(self, held: Held, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, held: Held, home: LoopThread) -> None:
         self._held = held
-        self._loop = loop
+        self._home = home
         ends = held.ends
         self.stdin: BinaryIO | None = None if ends.stdin < 0 else os.fdopen(ends.stdin, "wb", 0)
         self.stdout: BinaryIO = os.fdopen(ends.stdout, "rb")
@@ -140,14 +138,12 @@ class SyncProcess:
     def wait(self, timeout: float | None = None) -> Result:
         """As `Process.wait`. Raises `TimeoutError` after `timeout` seconds; it runs on."""
         if not self._held.task.done():
-            ended = asyncio.wait({self._held.task})
-            asyncio.run_coroutine_threadsafe(ended, self._loop).result(timeout)
+            self._home.wait(self._held.ended(), timeout)
         return self._held.task.result()
 
     def send_signal(self, number: int) -> None:
         """As `Process.send_signal`."""
-        if not self._held.task.done():
-            self._loop.call_soon_threadsafe(self._held.execution.signal, number)
+        self._home.post(self._held.signal, number)
 
     def terminate(self) -> None:
         """Ask it to end: SIGTERM."""
@@ -155,8 +151,7 @@ class SyncProcess:
 
     def kill(self) -> None:
         """End it and everything that it has started: SIGKILL."""
-        if not self._held.task.done():
-            self._loop.call_soon_threadsafe(self._held.execution.kill)
+        self._home.post(self._held.kill)
 
     def close(self) -> None:
         """End it and close its files; returns when nothing of it is left."""
