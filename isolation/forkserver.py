@@ -8,12 +8,16 @@ the gateway itself, whose size would make that slow, never forks.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+
+# Its end takes it milliseconds: it waits for none of its keepers.
+_END_SECONDS = 2.0
 
 
 class ForkServer:
@@ -47,7 +51,7 @@ class ForkServer:
             raise OSError("the fork server does not live; see stderr")
 
     def close(self) -> None:
-        """End it, and whatever its keepers still have; returns when it is gone."""
+        """End it; returns when it is gone, or after a few seconds if it cannot go (it is frozen)."""
         with self._lock:
             self._end()
 
@@ -80,8 +84,14 @@ class ForkServer:
         process, self._process = self._process, None
         if door is not None:
             door.close()
-        if process is not None:
-            process.wait()
+        if process is None:
+            return
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:  # it is stopped, or frozen
+            process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_SECONDS)  # a frozen one dies when it is thawed
 
 
 def program(fd: int) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from purplebox.isolation import Engine, SetupError, link
@@ -96,6 +97,21 @@ async def test_a_server_that_died_is_replaced_and_its_keepers_go_on(
                 assert await true(third) == 0
                 assert server._process is not died
         assert await true(first) == 0
+
+
+async def test_a_server_that_is_stopped_is_not_waited_for(
+    server: ForkServer, workspace: Path
+) -> None:
+    async with Engine(BASE, workspace) as engine:
+        assert await true(engine) == 0
+        stopped = server._process
+        assert stopped is not None
+        stopped.send_signal(signal.SIGSTOP)
+        await anyio.to_thread.run_sync(server.close)
+        assert stopped.returncode == -signal.SIGKILL
+        assert await true(engine) == 0  # its keeper has gone on
+    async with Engine(BASE, workspace) as engine:
+        assert await true(engine) == 0
 
 
 async def test_a_fork_of_the_gateway_has_a_server_of_its_own(
