@@ -7,11 +7,13 @@ zygote needs neither pydantic nor libseccomp.
 from __future__ import annotations
 
 import binascii
+import contextlib
 import itertools
 import json
 import os
+import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -234,8 +236,13 @@ def compile_plan(
     namespaces = not policy.dangerously_without_namespaces or not fallback.namespaces_errno()
     if not namespaces:
         fallback.check_accepted(policy)
+    maps = subordinate.id_maps() if policy.user == "root" and namespaces else ()
+    write = _granted("write", policy.filesystem.write, workspace)
+    written = write if workspace is None or mode != "write" else (str(workspace), *write)
     try:
-        program = compile_filter(policy, apart=namespaces)
+        program = compile_filter(
+            policy, apart=namespaces, refused_mode=_refused_mode(maps, written)
+        )
     except ImportError as error:
         raise SetupError("libseccomp is missing; install it: apt install libseccomp2") from error
     except (ValueError, OSError) as error:
@@ -244,7 +251,6 @@ def compile_plan(
         devices, facts = grant_gpus(policy.devices.gpu)
     except ValueError as error:
         raise SetupError(str(error)) from error
-    maps = subordinate.id_maps() if policy.user == "root" and namespaces else ()
     resources = policy.resources
     network = not policy.network.isolated
     files = {**NETWORK_FILES} if network else {}
@@ -258,7 +264,7 @@ def compile_plan(
             if path not in files and os.path.lexists(path)
         ),
         read=(*interpreters, *_granted("read", policy.filesystem.read, workspace)),
-        write=_granted("write", policy.filesystem.write, workspace),
+        write=write,
         workspace=None if workspace is None else str(workspace),
         workspace_writable=mode == "write",
         tmp_bytes=min(
@@ -307,6 +313,22 @@ def _interpreters() -> tuple[str, ...]:
     return tuple(
         sorted(r for r in roots if r and os.path.isdir(r) and not r.startswith(("/usr", "/opt")))
     )
+
+
+def _refused_mode(maps: Sequence[str], written: Iterable[str]) -> int:
+    """Of setuid and setgid, what commands may not set.
+
+    With several ids nothing of it: to unpack what has such files is what they are for, and CAP_FSETID
+    would keep the bit on a file that open(2) has made. Where a tree that is written to has setgid
+    directories, tools set that bit again whenever they set the others.
+    """
+    if maps:
+        return 0
+    for tree in written:
+        with contextlib.suppress(OSError):
+            if os.stat(tree).st_mode & stat.S_ISGID:
+                return stat.S_ISUID
+    return stat.S_ISUID | stat.S_ISGID
 
 
 def _granted(key: str, paths: tuple[str, ...], workspace: Path | None) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import functools
 import socket
+import stat
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -204,7 +205,9 @@ def hampered(policy: Policy) -> list[str]:
     return said
 
 
-def compile_filter(policy: Policy, *, apart: bool = True) -> bytes:
+def compile_filter(
+    policy: Policy, *, apart: bool = True, refused_mode: int = stat.S_ISUID | stat.S_ISGID
+) -> bytes:
     """The policy's classic BPF program, as `struct sock_filter`s.
 
     Args:
@@ -213,6 +216,8 @@ def compile_filter(policy: Policy, *, apart: bool = True) -> bytes:
             other processes is refused, too: sockets, System V IPC and message queues, and limits and
             scheduling of a process that is named; and, unless the policy accepts it, changes of what
             Landlock does not hold: files' permissions, owners, times and extended attributes.
+        refused_mode: Bits that chmod(2) and mknod(2) give to no file. `nosuid` keeps a setuid program
+            from its owner's id inside; outside, on the host's own mount, nothing would.
 
     Of a call that `syscalls.rules` name: what the sandbox never allows is refused, then what a rule
     denies; where rules allow, what none of them allows is refused; else the lists decide. Calls that
@@ -224,11 +229,11 @@ def compile_filter(policy: Policy, *, apart: bool = True) -> bytes:
         ImportError: libseccomp is not installed.
     """
     attributes = apart or "attributes" in policy.dangerously_without_namespaces
-    return _compile(policy.syscalls, apart, attributes)  # pyright: ignore[reportArgumentType]  # frozen: it has a hash
+    return _compile(policy.syscalls, apart, attributes, refused_mode)  # pyright: ignore[reportArgumentType]  # frozen: it has a hash
 
 
 @functools.lru_cache(maxsize=64)  # an engine for each workspace and session asks again
-def _compile(rules: Syscalls, apart: bool, attributes: bool) -> bytes:
+def _compile(rules: Syscalls, apart: bool, attributes: bool, refused_mode: int) -> bytes:
     denied = set(expand(rules.deny)) | set(FLOOR)
     denied |= set(() if apart else ("socket", *GROUPS["@ipc"]))
     denied |= set(() if attributes else _ATTRIBUTES.split())
@@ -240,7 +245,7 @@ def _compile(rules: Syscalls, apart: bool, attributes: bool) -> bytes:
             raise ValueError(f"unknown system call {name} on this architecture")
     verdicts: dict[int, Verdict] = {}
     default = _REFUSE if rules.default_deny else ALLOW
-    guards = _GUARDS if apart else {**_GUARDS, **_NOT_APART}
+    guards = {**_GUARDS, **_mode_guards(refused_mode), **({} if apart else _NOT_APART)}
     names = {*listed, *denied, *guards, *(rule.syscall for rule in rules.rules)}
     for name in sorted(names):
         if (number := number_of(name)) is None:
@@ -300,6 +305,19 @@ _GUARDS: dict[str, list[tuple[Test, ...]]] = {
     ],
     "socketpair": [(_test("socketpair", 0, "ne", socket.AF_UNIX),)],
 }
+# open(2) and openat2(2) are not among them, and so cost nothing: what they make setuid is empty, and
+# whoever changes it without CAP_FSETID takes the bit away (file_remove_privs() in fs/inode.c).
+_MODE_ARGUMENTS = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "mknod": 1, "mknodat": 2}
+
+
+def _mode_guards(refused: int) -> dict[str, list[tuple[Test, ...]]]:
+    return {
+        name: [(_test(name, argument, "any_bits", refused),)]
+        for name, argument in _MODE_ARGUMENTS.items()
+        if refused
+    }
+
+
 # Beside those, where other processes of the user's are in the same pid namespace.
 _NOT_APART: dict[str, list[tuple[Test, ...]]] = {
     **{

@@ -164,6 +164,52 @@ def test_system_calls(workspace: Path, code: str, expected: str) -> None:
     assert result.stdout.decode().strip() == expected, result.stderr
 
 
+SETUID = """
+import os, stat, sys
+def said(do):
+    try:
+        do()
+    except OSError as error:
+        return os.strerror(error.errno)
+    return "ok"
+def made():
+    fd = os.open("opened", os.O_CREAT | os.O_RDWR, 0o6755)
+    os.write(fd, b"x")
+    os.close(fd)
+open("file", "w").close(); os.mkdir("directory")
+print(said(lambda: os.chmod("file", 0o4755)), said(lambda: os.chmod("file", 0o2755)), sep=",", end=",")
+print(said(lambda: os.chmod("directory", 0o2755)), said(lambda: os.chmod("file", 0o711)), sep=",", end=",")
+print(said(lambda: os.mknod("node", 0o104755)), said(made), sep=",")
+"""
+
+
+def test_no_file_is_made_setuid(workspace: Path) -> None:
+    def modes() -> dict[str, str]:
+        return {path.name: oct(path.stat().st_mode)[-4:] for path in workspace.iterdir()}
+
+    policy = BASE.model_copy(
+        update={"syscalls": BASE.syscalls.model_copy(update={"default_deny": False})}
+    )
+    no = "Operation not permitted"
+    for held in (BASE, policy):
+        result = in_engine(held, workspace, lambda e: e.run(["python3", "-c", SETUID]))
+        assert result.stdout.decode().strip() == f"{no},{no},{no},ok,{no},ok", result.stderr
+        # What open(2) makes setuid is so as long as nobody has written to it.
+        assert modes() == {"file": "0711", "directory": "0755", "opened": "0755"}
+        for path in workspace.iterdir():
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_setgid_directories_stay_where_the_workspace_is_one(workspace: Path) -> None:
+    workspace.chmod(0o2755)
+    look = "mkdir sub && chmod g+s,g-w sub && stat -c %a sub; touch file; chmod 4755 file; stat -c %a file"
+    result = shell(workspace, look)
+    assert result.stdout == b"2755\n644\n"
+    assert b"Operation not permitted" in result.stderr
+    (workspace / "file").chmod(0o4755)  # the control: the file system takes it
+    assert (workspace / "file").stat().st_mode & 0o4000
+
+
 def test_time_memory_and_output_limits(workspace: Path) -> None:
     slow = shell(workspace, "trap '' TERM; sleep 60", with_resources(wall_seconds=0.5))
     assert slow.reason == "timed_out"

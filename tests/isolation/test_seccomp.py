@@ -171,6 +171,39 @@ def test_no_rule_opens_what_is_never_allowed() -> None:
         compiled(allow=("nonesuch",))
 
 
+@pytest.mark.parametrize("junk", [0, 1 << 16, 0xFFFFFFFFFFFF0000])
+def test_no_call_makes_a_file_setuid_unless_it_may(junk: int) -> None:
+    def calls(mode: int) -> list[Call]:
+        mode |= junk
+        empty = 0  # a path that is no pointer: what passes fails with EFAULT
+        return [
+            ("chmod", (empty, mode)),
+            ("fchmod", (NO_FILE, mode)),
+            ("fchmodat", (NO_FILE, empty, mode)),
+            ("fchmodat2", (NO_FILE, empty, mode, 0)),
+            ("mknod", (empty, mode | 0o100000, 0)),
+            ("mknodat", (NO_FILE, empty, mode | 0o100000, 0)),
+        ]
+
+    def passes(program: bytes, mode: int) -> bool:
+        said = {
+            answer
+            for (name, _), answer in zip(calls(mode), decide(program, calls(mode)), strict=True)
+            if number_of(name) is not None
+        }
+        assert said == {"EPERM"} or "EPERM" not in said
+        return "EPERM" not in said
+
+    policy = Policy(name="p", syscalls=Syscalls(allow=("@default",)))
+    open_list = Policy(name="p", syscalls=Syscalls(default_deny=False))
+    for program in (compile_filter(policy), compile_filter(open_list)):
+        found = [passes(program, mode) for mode in (0o4755, 0o2755, 0o6000, 0o1777, 0o755)]
+        assert found == [False, False, False, True, True]
+    program = compile_filter(policy, refused_mode=0o4000)
+    assert [passes(program, mode) for mode in (0o4755, 0o2755)] == [False, True]
+    assert passes(compile_filter(policy, refused_mode=0), 0o6755)
+
+
 def test_socket_families_by_the_bits_that_the_kernel_reads() -> None:
     calls = [("socket", (family | 7 << 32, 2, 0)) for family in range(64)]
     said = decide(compiled(), calls)
