@@ -196,8 +196,8 @@ asyncio.run(main())
 """
 
 
-def test_what_a_whole_killed_family_has_left_goes_at_the_next_start(workspace: Path) -> None:
-    """Keepers remove what gateways leave; nobody is there for a keeper that is killed, too."""
+def killed_family(workspace: Path) -> set[str]:
+    """The names of the cgroups that a gateway killed with all its processes has left."""
     with subprocess.Popen([sys.executable, "-c", ENGINE, str(workspace)], stdout=subprocess.PIPE) as gateway:  # fmt: skip
         assert gateway.stdout is not None
         gateway.stdout.readline()
@@ -211,7 +211,14 @@ def test_what_a_whole_killed_family_has_left_goes_at_the_next_start(workspace: P
                 os.kill(pid, signal.SIGKILL)
     while any(os.path.exists(f"/proc/{pid}") and _state(pid) not in "ZX" for pid in family):
         time.sleep(0.01)
-    left = {f"purple-{pid}" for pid in family} & set(cgroups())
+    return {f"purple-{pid}" for pid in family} & set(cgroups())
+
+
+def test_what_a_whole_killed_family_has_left_goes_at_the_next_start(workspace: Path) -> None:
+    """Keepers remove what gateways leave; nobody is there for a keeper that is killed, too."""
+    left = killed_family(workspace)
+    for _ in range(2):  # another gateway that is started just now may have been quicker
+        left = left or killed_family(workspace)
 
     async def go() -> None:
         async with Engine(BASE, workspace) as first:  # whose are kept
