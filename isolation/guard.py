@@ -14,13 +14,24 @@ import stat
 import time
 from collections.abc import Iterable
 from fnmatch import translate
+from typing import NamedTuple
 
 from .marks import Marks
 from .repositories import Repositories, TooMany
+from .unchanged import Stamp, is_unchanged, stamp
 
 _RESCAN_SECONDS = 1.0
 _RESCAN_RATIO = 20.0  # a walk may take a twentieth of the time
 _MAX_MATCHES = 1000
+
+
+class _Look(NamedTuple):
+    """What was found, and of which directories it is true as long as they have this stamp."""
+
+    marks: Marks
+    nested: _Patterns
+    places: tuple[str, ...]
+    stamp: Stamp
 
 
 class Guard:
@@ -46,6 +57,7 @@ class Guard:
         self._nested = _Patterns(())
         self._walked: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
         self._next_walk = 0.0
+        self._last: _Look | None = None
 
     def look(self) -> Marks:
         """What matches now.
@@ -61,10 +73,15 @@ class Guard:
             self._walked = self._walk(root)
             ended = time.monotonic()
             self._next_walk = ended + max(_RESCAN_SECONDS, _RESCAN_RATIO * (ended - began))
+        protecting = self._protecting()
+        if self._last is not None and self._is_as_it_was(self._last):
+            return self._last.marks
+        places = tuple(self._places(root))
+        state = None if self._hide.globs or self._protect.globs else stamp(places)
         hidden, _ = self._hide.present(root)
         protected: list[str] = []
         links: list[tuple[str, str]] = []
-        for patterns in self._protecting():
+        for patterns in protecting:
             paths, more = patterns.present(root)
             protected += paths
             links += more
@@ -77,7 +94,22 @@ class Guard:
                 f"filesystem.hide and .protect match over {_MAX_MATCHES} paths in {root}; "
                 "name their directory instead"
             )
-        return Marks(hide=hide, protect=protect, links=tuple(links))
+        marks = Marks(hide=hide, protect=protect, links=tuple(links))
+        self._last = None if state is None else _Look(marks, self._nested, places, state)
+        return marks
+
+    def _is_as_it_was(self, last: _Look) -> bool:
+        return last.nested is self._nested and is_unchanged(last.places, last.stamp)
+
+    def _places(self, root: str) -> dict[str, None]:
+        """The directories in which names come and go that matter: the workspace, and those on the way."""
+        places = {root: None}
+        for patterns in (self._hide, self._protect, self._nested):
+            for name in patterns.likely(root):
+                while name := os.path.dirname(name):
+                    if os.path.lexists(f"{root}/{name}"):
+                        places[f"{root}/{name}"] = None
+        return places
 
     def move_aside(self, before: Marks) -> tuple[str, ...]:
         """Rename each protected path that exists now but did not in `before`.
@@ -94,6 +126,8 @@ class Guard:
             protecting = self._protecting()
         except TooMany:  # git reads no index that is not there, and enters nothing
             said += filter(None, [_quarantine(root, ".git/index")])
+        if (last := self._last) and last.marks == before and self._is_as_it_was(last):
+            return tuple(said)
         known = set(before.protect)
         if before.links:
             links = {link for patterns in protecting for link in patterns.present(root)[1]}

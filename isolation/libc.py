@@ -138,6 +138,13 @@ def mount_setattr(fd: int, set_flags: int, userns_fd: int = 0, *, recursive: boo
     )  # fmt: skip
 
 
+def file_system(path: str) -> int:
+    """The magic number of the file system at `path`: `f_type` of statfs(2), its first word."""
+    found = (ctypes.c_long * 32)()  # struct statfs has fifteen
+    _check(_libc.statfs(os.fsencode(path), ctypes.byref(found)), f"statfs({path!r})")
+    return found[0] & 0xFFFFFFFF
+
+
 def prctl(option: int, value: int = 0) -> int:
     """prctl(2) with one integer argument."""
     zero = ctypes.c_ulong(0)
