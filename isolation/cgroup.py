@@ -308,9 +308,9 @@ class Cgroup:
     def open_counters(self) -> None:
         """Open what `count` will read, while there is nothing else to do; `close` closes it."""
         names = (("memory", self._peak_name), ("pids", "pids.peak"), ("cpuacct", "cpuacct.usage"))
-        for controller, name in names[: 2 if self.version == 2 else 3]:
-            path = f"{self._path(controller)}/{name}"
-            with contextlib.suppress(OSError):  # count will see
+        with contextlib.suppress(OSError):  # one that is not there: count will see
+            for controller, name in names[: 2 if self.version == 2 else 3]:
+                path = f"{self._path(controller)}/{name}"
                 self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:

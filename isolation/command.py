@@ -36,7 +36,7 @@ def resolve(plan: Plan, argv: Sequence[str], cwd: str, env: Mapping[str, str] | 
 
     This is a look from outside, for a good error; what may be executed is decided inside.
     """
-    if not argv or any("\0" in text for text in (*argv, cwd)):
+    if not argv or "\0" in "".join((*argv, cwd)):
         raise CommandNotFound("EINVAL", "the command is empty or holds a NUL character")
     home = plan.workspace or HOME
     where = os.path.normpath(os.path.join(home, cwd)) if cwd else home

@@ -109,7 +109,8 @@ def order(
     length = start - _BUFFER + len(strings)
     if length > _BUFFER_BYTES:
         raise OSError(errno.E2BIG, "the command is too long; put it into a file")
-    addresses = list(itertools.accumulate((len(text) + 1 for text in found), initial=start))
+    lengths = itertools.accumulate(map(len, found), initial=start)
+    addresses = [at + nuls for nuls, at in enumerate(lengths)]
     first = words + variables
     head = _HEAD.pack(
         length, addresses[first], arrays, arrays + 8 * (words + 1),
