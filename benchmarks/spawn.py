@@ -1,6 +1,6 @@
 """How long a sandboxed command takes, beside its peers, interleaved in one run.
 
-Run it: python benchmarks/spawn.py [--rounds N]
+Run it: python benchmarks/spawn.py [--rounds N] [--only first]
 Peers: `subprocess.run(…, start_new_session=True)` from this asyncio process, and bubblewrap with
 the same restrictions (read-only binds, private /tmp /dev /proc, uid 1000 in a user namespace, no
 network, no capabilities, new session; no seccomp, no Landlock, no cgroup), and firejail without a
@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from purplebox.isolation import Engine
-from purplebox.policies import load_policy
+from purplebox.policies import Policy, load_policy
 
 FIREJAIL = (
     "firejail", "--quiet", "--noprofile", "--net=none", "--private-tmp", "--private-dev",
@@ -113,14 +113,27 @@ def table(title: str, medians: dict[str, float]) -> None:
         print(f"| {name} | {value * 1000:.2f} | {value / base:.2f} | {ratio} |")
 
 
-async def measure(rounds: int) -> None:
+async def measure(rounds: int, only: str) -> None:
     ballast = bytearray(40 << 20)  # the gateway of a real user is no small process
     ballast[::4096] = b"x" * len(ballast[::4096])
     workspace = Path(tempfile.mkdtemp(prefix="purple-bench-"))
     workspace.chmod(0o755)
     policy = load_policy("base")
-    cpu = CpuTime()
     box = bwrap(workspace) if shutil.which("bwrap") else None
+    try:
+        if only in ("", "ready"):
+            await measure_ready(rounds, policy, workspace, box)
+        if only in ("", "first"):
+            await measure_first(rounds, policy, workspace, box)
+    finally:
+        shutil.rmtree(workspace)
+
+
+async def measure_ready(
+    rounds: int, policy: Policy, workspace: Path, box: list[str] | None
+) -> None:
+    """Commands in sandboxes that wait: one after the other, and many at once."""
+    cpu = CpuTime()
     try:
         async with Engine(policy, workspace) as engine:
             for command in (["true"], ["/usr/bin/python3", "-c", "pass"]):
@@ -187,35 +200,39 @@ async def measure(rounds: int) -> None:
                         share = statistics.median(used[peer]) / statistics.median(mine)
                         line += f" {statistics.median(mine) * 1000:.2f} | {share:.2f} |"
                     print(line)
-
-        engines: list[Engine] = []
-
-        async def first() -> None:
-            engines.append(await Engine(policy, workspace).__aenter__())
-            await engines[0].run(["true"])
-
-        async def end() -> None:
-            while engines:
-                await engines.pop().aclose()
-
-        async def first_and_end() -> None:
-            await first()
-            await end()
-
-        cases = {
-            "subprocess": plain("true"),
-            "purple": first,
-            "purple, with its end": first_and_end,
-        }
-        if box:
-            cases["bwrap"] = plain(*box, "true")
-        table(
-            "first call of a policy in a gateway that runs: start of an engine, and its first command",
-            await interleave(cases, rounds, 0.05, end),
-        )
     finally:
         cpu.close()
-        shutil.rmtree(workspace)
+
+
+async def measure_first(
+    rounds: int, policy: Policy, workspace: Path, box: list[str] | None
+) -> None:
+    """The first command of an engine, which nothing is ready for."""
+    engines: list[Engine] = []
+
+    async def first() -> None:
+        engines.append(await Engine(policy, workspace).__aenter__())
+        await engines[0].run(["true"])
+
+    async def end() -> None:
+        while engines:
+            await engines.pop().aclose()
+
+    async def first_and_end() -> None:
+        await first()
+        await end()
+
+    cases = {
+        "subprocess": plain("true"),
+        "purple": first,
+        "purple, with its end": first_and_end,
+    }
+    if box:
+        cases["bwrap"] = plain(*box, "true")
+    table(
+        "first call of a policy in a gateway that runs: start of an engine, and its first command",
+        await interleave(cases, rounds, 0.05, end),
+    )
 
 
 if __name__ == "__main__":
@@ -223,4 +240,6 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=100)
-    asyncio.run(measure(parser.parse_args().rounds))
+    parser.add_argument("--only", choices=("", "ready", "first"), default="")
+    arguments = parser.parse_args()
+    asyncio.run(measure(arguments.rounds, arguments.only))

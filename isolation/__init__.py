@@ -4,7 +4,7 @@ Nouns: `Engine` (one policy, one workspace) → `Result` with its `Enforcement`,
 its own when it ends; what becomes of one command is an `execution`. `plan` compiles a policy into
 plain values; `keeper` and `zygote`, each a process of its own, carry them out: a `slot` is one
 sandbox there, `lockdown` the order in which it is closed, `pid1` its first process, which starts the
-command. On the gateway's side `forkserver` has them forked ahead, `link` speaks with them, `started`
+command; `ground` is what the two build before there is a plan. On the gateway's side `forkserver` has them forked ahead, `link` speaks with them, `started`
 is a sandbox that is ready, and `pool` keeps some. One file per kernel facility serves them.
 
 Names load on first use: the zygote imports this package, too, and must stay small.

@@ -7,14 +7,35 @@ the gateway itself, whose size would make that slow, never forks.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from .descriptors import receive
+
+
+class Offer(NamedTuple):
+    """A keeper with its zygote, that wait for a plan.
+
+    Attributes:
+        keeper: Its pid.
+        cgroup: What it has found: `version`, `reason`, `bases`.
+        to_keeper, to_zygote: SOCK_SEQPACKET, non-blocking. The keeper ends when the former is closed.
+    """
+
+    keeper: int
+    cgroup: dict[str, Any]
+    to_keeper: socket.socket
+    to_zygote: socket.socket
+
 
 # Its end takes it milliseconds: it waits for none of its keepers.
 _END_SECONDS = 2.0
@@ -32,22 +53,39 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._door: socket.socket | None = None
 
-    def have_keeper(self, channel: socket.socket) -> None:
-        """Have a keeper serve `channel`, SOCK_SEQPACKET, and write what it has to say to our stderr.
+    async def take(self) -> Offer:
+        """A keeper for one engine.
 
         Raises:
             OSError: no process can be started.
         """
+        loop = asyncio.get_running_loop()
+        while True:
+            door, offer = self._look()
+            if offer is not None:
+                return offer
+            ready = asyncio.Event()
+            loop.add_reader(door, ready.set)
+            try:
+                await ready.wait()
+            finally:
+                loop.remove_reader(door)
+                os.close(door)
+
+    def _look(self) -> tuple[int, Offer | None]:
+        """An offer, if there is one already; else a descriptor that is readable when there is."""
         with self._lock:
             for _ in range(2):  # it may have died since the last time
                 door = self._door or self._start()
                 try:
-                    with open(os.devnull, "wb") as nowhere:
-                        stderr = nowhere.fileno() if sys.__stderr__ is None else 2
-                        socket.send_fds(door, [b"keeper"], [channel.fileno(), stderr])
-                    return
-                except (BrokenPipeError, ConnectionResetError):
-                    self._end()
+                    message, fds = receive(door, 1 << 16, 2, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    return os.dup(door.fileno()), None  # one for each who waits
+                except ConnectionResetError:
+                    message, fds = b"", []
+                if message:
+                    return -1, _offer(message, fds)
+                self._end()
             raise OSError("the fork server does not live; see stderr")
 
     def close(self) -> None:
@@ -92,6 +130,14 @@ class ForkServer:
             process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_END_SECONDS)  # a frozen one dies when it is thawed
+
+
+def _offer(message: bytes, fds: list[int]) -> Offer:
+    ends = [socket.socket(fileno=fd) for fd in fds]
+    for end in ends:
+        end.setblocking(False)
+    facts = json.loads(message)
+    return Offer(facts["keeper"], facts["cgroup"], *ends)
 
 
 def program(fd: int) -> str:

@@ -7,12 +7,13 @@ Theory of operation
        └──────────────socket───────────────────────────────────────────────────────┘
 
     The gateway never forks itself. It starts one fork server (forkserver.py) for all its engines,
-    which has one keeper with its zygote forked ahead: both wait, having seen no policy yet. The
-    keeper takes a request from the door, which both it and the zygote then close: what is one
-    engine's, its channels, plan and descriptors, no other's processes have ever had. It is handed a
-    plan, and a socket for the zygote, which enters its user, mount and pid namespaces and builds the
-    root view once, and from then on serves the gateway directly. The keeper's part is what the
-    zygote cannot see any more: it makes a cgroup when the gateway says so, hands the zygote the
+    which has one keeper forked ahead. That has a zygote with namespaces and a view (ground.py),
+    offers the gateway a channel to itself and one to the zygote through the door, closes the door,
+    and waits, having seen no policy yet: what is one engine's, its channels, plan and descriptors,
+    no other's processes have ever had. Told to begin, it looks whether what is there is still of
+    use; handed a plan, it has the view completed by what that grants. The zygote from then on serves
+    the gateway directly. The keeper's part is what the zygote cannot see any more: it makes a cgroup
+    when the gateway says so, hands the zygote the
     files by which processes move in, and removes it again. When the gateway closes its end or dies,
     the keeper's socket reads end-of-file: it kills the zygote, whose pid namespace takes every
     sandbox along, removes the cgroups, and closes its own end, which is how the gateway knows. That
@@ -30,14 +31,15 @@ import signal
 import socket
 import sys
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import leftovers, libc, scope
 from .cgroup import Cgroup, Hierarchy
 from .descriptors import receive
+from .errors import SetupError
+from .ground import DIED, Ground, likely
 from .plan import Plan
 from .warden import PLACES, remove_places
-from .zygote import become_zygote
 
 _PAUSE_SECONDS = 0.02  # a first call on a busy machine, which the next forks must not slow down
 
@@ -66,69 +68,87 @@ def _is_closed(door: socket.socket) -> bool:
         return not door.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
         return False
+    except ConnectionResetError:  # it has not taken all
+        return True
 
 
 def _become_keeper(door: socket.socket, taker: int) -> NoReturn:
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        zygote = os.fork()
-        if zygote == 0:
-            for channel in (door, ours):
-                channel.close()
-            os.close(taker)
-            become_zygote(theirs)
-        theirs.close()
-        _, fds = receive(door, 16, 2)
-        if fds:
+        os.umask(0o022)
+        if scope.can_ask():
+            scope.ask()
+        hierarchy = Hierarchy()
+        gateway, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for_zygote, asks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ground: Ground | None = None
+        with contextlib.suppress(SetupError):  # whoever comes with a plan will hear of it
+            ground = Ground(for_zygote, likely())
+            ground.rehearse()
+        facts = {"keeper": os.getpid(), "cgroup": _facts(hierarchy)}
+        ends = [theirs.fileno(), asks.fileno()]
+        with contextlib.suppress(ConnectionError):  # then so is our end of `gateway`
+            socket.send_fds(door, [json.dumps(facts).encode()], ends)
+        for channel in (door, theirs, asks):
+            channel.close()
+        begin, fds = receive(gateway, 16, 1)
+        plan = None
+        if begin:
             with contextlib.suppress(BrokenPipeError):  # the server was killed: we are the last
                 os.write(taker, b"t")
-            os.close(taker)
-            door.close()
-            os.dup2(fds[1], 2)
-            os.close(fds[1])
-            _keep(socket.socket(fileno=fds[0]), ours, zygote)
+            os.dup2(fds[0], 2)
+            os.close(fds[0])
+            if ground is not None and not ground.is_fresh():  # while the gateway compiles the plan
+                ground.end()
+                ground = None
+            if text := gateway.recv(1 << 20):
+                plan = Plan.from_json(text)
+        os.close(taker)
+        _keep(gateway, for_zygote, plan, ground, hierarchy)
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
         os._exit(0)
 
 
-def _keep(gateway: socket.socket, ours: socket.socket, zygote: int) -> None:
-    """Serve one engine until its gateway or its zygote has ended."""
-    text, fds = receive(gateway, 1 << 20, 1)
-    if not text:
-        return  # and so does the zygote
-    if scope.can_ask():
-        scope.ask(zygote)  # before it has its plan, and with it another process of its own
-    with contextlib.suppress(ConnectionError):  # should it have died: that is heard below
-        socket.send_fds(ours, [text], fds)
-    os.close(fds[0])
-    plan = Plan.from_json(text)
-    hierarchy = Hierarchy(plan)
-    if not plan.namespaces:  # what outlives the zygote becomes a child of ours
-        libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
+def _facts(hierarchy: Hierarchy) -> dict[str, Any]:
+    return {"version": hierarchy.version, "reason": hierarchy.reason, "bases": hierarchy.bases}
+
+
+def _keep(
+    gateway: socket.socket, for_zygote: socket.socket, plan: Plan | None, ground: Ground | None,
+    hierarchy: Hierarchy,
+) -> None:  # fmt: skip
+    """Serve one engine until its gateway or its zygote has ended; None for a plan: at once."""
     try:
-        _sweep(plan, hierarchy)  # while the zygote builds its view
-        hello = ours.recv(1 << 16) or b'{"error": "the zygote died; see stderr"}'
-        facts = json.loads(hello)
-        facts["keeper"] = os.getpid()
-        facts["cgroup"] = {"version": hierarchy.version, "reason": hierarchy.reason}
-        facts["cgroup"]["bases"] = hierarchy.bases
-        facts["landlock_abi"] = plan.landlock_abi
-        with contextlib.suppress(ConnectionError):  # the gateway is gone
-            gateway.send(json.dumps(facts).encode())
-            if "error" not in facts:
-                _Keeper(gateway, ours, plan, hierarchy).serve()
+        if plan is None:
+            return
+        if plan.io_bytes_per_second is not None:
+            hierarchy.close()
+            hierarchy = Hierarchy(plan)
+        if not plan.namespaces:  # what outlives the zygote becomes a child of ours
+            libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
+        try:
+            if ground is not None and not ground.common.serves(plan):
+                ground.end()
+                ground = None
+            ground = ground or Ground(for_zygote, plan.common)
+            ground.give(plan)
+        except (OSError, SetupError) as error:
+            said = str(error) if isinstance(error, SetupError) else f"OSError: {error}"
+            with contextlib.suppress(ConnectionError):
+                gateway.send(json.dumps({"error": said}).encode())
+            return
+        for_zygote.close()
+        with contextlib.suppress(ConnectionError):  # either has gone
+            _Keeper(gateway, ground.channel, plan, hierarchy).serve()
     finally:
-        ours.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(zygote, signal.SIGKILL)
-        os.waitpid(zygote, 0)
+        if ground is not None:
+            ground.end()
         with contextlib.suppress(ChildProcessError):
             while os.wait():
                 pass
-        if not plan.namespaces:
+        if plan is not None and not plan.namespaces:
             remove_places(os.getpid())
         hierarchy.close()
 
@@ -149,8 +169,10 @@ class _Keeper:
         self._plan = plan
         self._hierarchy = hierarchy
         self._groups: dict[int, Cgroup] = {}
+        self._stands = False  # the zygote's view
 
     def serve(self) -> None:
+        """Until the gateway or the zygote has gone."""
         poll = select.poll()
         for channel in (self._gateway, self._zygote):
             poll.register(channel, select.POLLIN)
@@ -172,9 +194,20 @@ class _Keeper:
         return True
 
     def _on_zygote(self) -> bool:
-        if message := self._zygote.recv(4096):
-            print(f"purple: the zygote failed: {json.loads(message)['error']}", file=sys.stderr)
-        return False
+        message = self._zygote.recv(1 << 16)
+        if self._stands:
+            if message:
+                print(f"purple: the zygote failed: {json.loads(message)['error']}", file=sys.stderr)
+            return False
+        self._stands = True
+        hello = json.loads(message or DIED)
+        hello["cgroup"] = _facts(self._hierarchy)
+        with contextlib.suppress(ConnectionError):  # heard when its channel is read
+            self._gateway.send(json.dumps(hello).encode())
+        if "error" in hello:
+            return False
+        _sweep(self._plan, self._hierarchy)
+        return True
 
     def _make(self, number: int) -> None:
         files: list[int] = []

@@ -25,7 +25,7 @@ CLONE_NEWNET = 0x40000000
 IP_PKTINFO = 8
 # <sys/mount.h>
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
-MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 0x1000, 0x4000, 1 << 18, 1 << 19
+MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE, MS_SHARED = 0x1000, 0x4000, 1 << 18, 1 << 19, 1 << 20
 MNT_DETACH = 2
 # <linux/mount.h>
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
@@ -128,9 +128,11 @@ def tmpfs(*options: str, attributes: int) -> int:
         os.close(context)
 
 
-def mount_setattr(fd: int, set_flags: int, userns_fd: int = 0, *, recursive: bool = True) -> None:
+def mount_setattr(
+    fd: int, set_flags: int, userns_fd: int = 0, *, recursive: bool = True, propagation: int = 0
+) -> None:
     """mount_setattr(2) on the tree that `fd` refers to."""
-    attr = MountAttr(set_flags, 0, 0, userns_fd)
+    attr = MountAttr(set_flags, 0, propagation, userns_fd)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     syscall(
         SYS_mount_setattr, fd, ctypes.c_char_p(b""), flags, ctypes.byref(attr),

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import errno
 import json
+import os
 import signal
 import socket
+import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -51,50 +53,64 @@ class Link:
         self._started: dict[int, Started] = {}
         # See `sockets_inside`.
         self._wanted: deque[asyncio.Future[list[socket.socket | None]]] = deque()
+        self._hello: asyncio.Future[dict[str, Any]]  # what the keeper says when the view stands
         self._turns = asyncio.Semaphore(_MAX_SPAWNING)
         self._end_by = signal.SIGKILL
         self._dead = self._opened = False
 
-    async def open(self, plan: Plan) -> dict[str, Any]:
-        """Start the keeper and the zygote; returns what they found: `cgroup`, `landlock_abi`.
+    async def begin(self) -> None:
+        """Have a keeper and a zygote, which look whether they are of use while a plan is compiled.
 
         Raises:
-            SetupError: the view could not be built; says why.
+            SetupError: no process can be started.
+        """
+        try:
+            offer = await FORK_SERVER.take()
+        except OSError as error:
+            raise SetupError(f"no process for sandboxes can be started: {error}") from error
+        self._keeper, self._cgroups, self._to_keeper, self._to_zygote = offer
+        loop = asyncio.get_running_loop()
+        self.poller = Poller()
+        self._hello = loop.create_future()
+        self._opened = True
+        loop.add_reader(self._to_keeper, self._on_keeper)
+        loop.add_reader(self._to_zygote, self._on_zygote)
+        with contextlib.suppress(ConnectionError):  # it has died: `built` says so
+            if sys.__stderr__ is not None:
+                socket.send_fds(self._to_keeper, [b"begin"], [2])
+            else:
+                with open(os.devnull, "wb") as nowhere:
+                    socket.send_fds(self._to_keeper, [b"begin"], [nowhere.fileno()])
+
+    async def open(self, plan: Plan) -> dict[str, Any]:
+        """Have the view built; returns what keeper and zygote found: `cgroup`, `landlock_abi`.
+
+        Sandboxes can be asked for from now on. Whether they can be had, `built` tells.
+
+        Raises:
+            SetupError: as `built`.
         """
         if not plan.namespaces:
             self._end_by = signal.SIGTERM
-        self._to_keeper, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._to_zygote, ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            FORK_SERVER.have_keeper(theirs)
-        except OSError as error:
-            for channel in (self._to_keeper, self._to_zygote, ends):
-                channel.close()
-            raise SetupError(f"no process for sandboxes can be started: {error}") from error
-        finally:
-            theirs.close()
-        for channel in (self._to_keeper, self._to_zygote):
-            channel.setblocking(False)
-        loop = asyncio.get_running_loop()
-        self.poller = Poller()
-        self._opened = True
-        try:
-            with ends:
-                socket.send_fds(self._to_keeper, [plan.to_json()], [ends.fileno()])
-            said = await loop.sock_recv(self._to_keeper, 1 << 16)
-        except ConnectionError:
-            said = b""
-        hello: dict[str, Any] = json.loads(said or b'{"error": "the keeper died; see stderr"}')
+        with contextlib.suppress(ConnectionError):  # it has died: `built` says so
+            self._to_keeper.send(plan.to_json())
+        if plan.io_bytes_per_second is not None:  # then it looks once more
+            await self.built()
+        return {"cgroup": self._cgroups, "landlock_abi": plan.landlock_abi}
+
+    async def built(self) -> None:
+        """Wait until the view stands.
+
+        Raises:
+            SetupError: it could not be built; says why.
+        """
+        hello = await asyncio.shield(self._hello)
         if "error" in hello:
             raise SetupError(
                 f"the sandbox could not be built: {hello['error']}; "
                 "run `purple doctor` to see what this host lacks"
             )
-        self._keeper = hello["keeper"]
         self._cgroups = hello["cgroup"]
-        loop.add_reader(self._to_keeper, self._on_keeper)
-        loop.add_reader(self._to_zygote, self._on_zygote)
-        return hello
 
     async def close(self) -> None:
         """End both and every sandbox; returns when they are gone."""
@@ -255,8 +271,15 @@ class Link:
             sandbox.end.add_done_callback(lambda _: self.gone(sandbox))
 
     def _on_keeper(self) -> None:
-        with contextlib.suppress(ConnectionResetError):  # it has not read all
-            self._to_keeper.recv(1)  # it says nothing more: this is its end
+        try:
+            said = self._to_keeper.recv(1 << 16)
+        except ConnectionResetError:  # it has not read all; what it has said is still there
+            said = self._to_keeper.recv(1 << 16)
+        if said:
+            self._hello.set_result(json.loads(said))
+            return
+        if not self._hello.done():
+            self._hello.set_result({"error": "the keeper died; see stderr"})
         asyncio.get_running_loop().remove_reader(self._to_keeper)
         self._lost()
 

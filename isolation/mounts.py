@@ -1,7 +1,7 @@
 """The root view: binds on a private tmpfs (stage.py), entered with pivot_root(2), the old root detached.
 
-`build_root` runs once per policy in the zygote's mount namespace; `mount_private` once per sandbox
-in its own copy of it. Sources: mount(2), pivot_root(2), mount_setattr(2), user_namespaces(7).
+A `Base` is made before there is a policy, which then adds what it grants; `mount_private` runs once per
+sandbox in its own copy of that. Sources: mount(2), pivot_root(2), mount_setattr(2), user_namespaces(7).
 """
 
 from __future__ import annotations
@@ -15,83 +15,107 @@ from collections.abc import Callable, Iterable
 from . import libc
 from .errors import SetupError
 from .marks import Marks
-from .plan import AUTHORITY, BUNDLES, DEVICES, HOME, PRIVATE, TRUSTED, Plan
+from .plan import AUTHORITY, BUNDLES, DEVICES, HOME, PRIVATE, TRUSTED, Common, Plan
 from .stage import Stage
 
 _STAGE = "/tmp"
-_BIND_READ_ONLY = libc.MOUNT_ATTR_RDONLY | libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
+_WRITABLE = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
+_BIND_READ_ONLY = libc.MOUNT_ATTR_RDONLY | _WRITABLE
 
 
-def build_root(plan: Plan, stage: Stage, owners: Owners) -> None:
-    """Build the policy's view and pivot into it.
+class Base:
+    """A view without what is granted, for all plans that have `common`: built, and pivoted into.
 
-    Args:
-        plan: What the view holds.
-        stage: What every view holds.
-        owners: To whom granted trees are given, when the caller is root.
-
-    Raises:
-        SetupError: a granted tree lies on a file system without idmapped mounts.
-        OSError: a mount was refused.
-
-    Stage and owners are of no use for another view afterwards.
+    The caller is in a mount namespace of its own. Raises `OSError`: a mount was refused.
     """
-    libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
-    # Sources are opened first: the stage hides what lies below it.
-    trees: list[tuple[int, str]] = []
-    links: list[tuple[str, str]] = []
-    for path in plan.system:
-        if os.path.islink(path):
-            links.append((os.readlink(path), path))
-        elif not (path.startswith("/etc/") and stage.copy(path)):
-            trees.append((_tree(path, _BIND_READ_ONLY), path))
-    for path in plan.read:
-        trees.append((owners.tree(path, _BIND_READ_ONLY), path))
-    writable = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
-    for path in plan.write:
-        trees.append((owners.tree(path, writable), path))
-    if plan.workspace is not None:
-        attributes = writable if plan.workspace_writable else _BIND_READ_ONLY
-        trees.append((owners.tree(plan.workspace, attributes), plan.workspace))
-    owners.close()
-    nodes = (*(f"/dev/{name}" for name in DEVICES), *plan.devices)
-    devices = [(_tree(node, libc.MOUNT_ATTR_NOSUID), node) for node in nodes]
-    safe = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV | libc.MOUNT_ATTR_NOEXEC
-    proc = _tree("/proc", safe)
 
-    for path, text in plan.files.items():
-        stage.write(path, text.encode(), 0o444)
-    stage.attach(_STAGE)
-    libc.move_mount(proc, f"{_STAGE}/proc")
-    # Short paths first, so that a grant below another is mounted over it.
-    for fd, path in sorted([*trees, *devices], key=lambda tree: tree[1].count("/")):
-        _attach(fd, _STAGE + path)
-    for target, path in links:
-        os.makedirs(os.path.dirname(_STAGE + path), exist_ok=True)
-        if not os.path.lexists(_STAGE + path):
-            os.symlink(target, _STAGE + path)
-    if plan.authority:
-        _add_authority(stage, plan.authority)
-    os.makedirs(f"{_STAGE}/.old", exist_ok=True)
-    libc.pivot_root(_STAGE, f"{_STAGE}/.old")
-    os.chdir("/")
-    libc.umount2("/.old", libc.MNT_DETACH)
-    os.rmdir("/.old")
+    def __init__(self, common: Common) -> None:
+        self._stage = Stage()
+        self._mounted: dict[str, int] = {}  # attributes by path
+        libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
+        links: list[tuple[str, str]] = []
+        for path in common.system:
+            if os.path.islink(path):
+                links.append((os.readlink(path), path))
+            elif not (path.startswith("/etc/") and self._stage.copy(path)):
+                self._mounted[path] = _BIND_READ_ONLY
+        for node in (*(f"/dev/{name}" for name in DEVICES), *common.devices):
+            self._mounted[node] = libc.MOUNT_ATTR_NOSUID
+        # Sources are opened first: the stage hides what lies below it.
+        trees = [(_tree(path, attributes), path) for path, attributes in self._mounted.items()]
+        trees.append((_tree("/proc", _WRITABLE | libc.MOUNT_ATTR_NOEXEC), "/proc"))
+        self._stage.attach(_STAGE)
+        for fd, path in _short_first(trees):
+            _attach(fd, _STAGE + path)
+        for target, path in links:
+            os.makedirs(os.path.dirname(_STAGE + path), exist_ok=True)
+            if not os.path.lexists(_STAGE + path):
+                os.symlink(target, _STAGE + path)
+        libc.pivot_root(_STAGE, f"{_STAGE}/.old")
+        os.chdir("/")
+        libc.umount2("/.old", libc.MNT_DETACH)
+        os.rmdir("/.old")
+        self._stage.entered()
 
+    def add(self, plan: Plan, owners: Owners, outside: int, inside: int) -> None:
+        """Add what a plan has beyond what is common.
 
-def _add_authority(stage: Stage, certificate: str) -> None:
-    """Let the view trust `certificate`: a bundle of its own, laid over the host's in the view."""
-    host = next((path for path in BUNDLES if os.path.isfile(path)), None)
-    trusted = ""
-    if host is not None:
-        with open(host) as file:
-            trusted = file.read()
-    for path, text in ((TRUSTED, f"{trusted}\n{certificate}"), (AUTHORITY, certificate)):
-        stage.write(path, text.encode(), 0o444)
-    for path in BUNDLES:
+        Args:
+            plan: One that the `common` of this serves.
+            owners: To whom granted trees are given, when the caller is root.
+            outside: The host's mount namespace, or a copy of it.
+            inside: That of this view, in which the caller then is.
+
+        Raises:
+            SetupError: a granted tree lies on a file system without idmapped mounts, or is `/`.
+            OSError: a mount was refused.
+        """
+        libc.setns(outside, libc.CLONE_NEWNS)
+        trees = self._open_grants(plan, owners)
+        host = next((path for path in BUNDLES if os.path.isfile(path)), None)
         # Not through a link: its target is mounted over itself, or is not in the view.
-        if os.path.realpath(path) == path and os.path.isfile(_STAGE + path):
-            _attach(_tree(_STAGE + TRUSTED, _BIND_READ_ONLY), _STAGE + path)
+        bundles = [path for path in BUNDLES if os.path.realpath(path) == path]
+        trusted = ""
+        if plan.authority and host is not None:
+            with open(host) as file:
+                trusted = file.read()
+        libc.setns(inside, libc.CLONE_NEWNS)
+        for path, text in plan.files.items():
+            self._stage.write(path, text.encode(), 0o444)
+        for fd, path in _short_first(trees):
+            _attach(fd, path)
+        if plan.authority:
+            self._add_authority(plan.authority, trusted, bundles)
+
+    def _open_grants(self, plan: Plan, owners: Owners) -> list[tuple[int, str]]:
+        granted = {path: _BIND_READ_ONLY for path in plan.read}
+        granted.update(dict.fromkeys(plan.write, _WRITABLE))
+        if plan.workspace is not None:
+            granted[plan.workspace] = _WRITABLE if plan.workspace_writable else _BIND_READ_ONLY
+        trees: list[tuple[int, str]] = []
+        for path, attributes in granted.items():
+            if path == "/":
+                raise SetupError("/ cannot be granted as a whole; name what of it is needed")
+            if f"{path}/".startswith("/proc/"):
+                continue  # each process namespace has its own, which would cover this
+            trees.append((owners.tree(path, attributes), path))
+            # What is above something of the base would cover it: that comes on top once more.
+            again = [p for p in self._mounted if p.startswith(path + "/")]
+            trees += [(_tree(p, self._mounted[p]), p) for p in again]
+        return trees
+
+    def _add_authority(self, certificate: str, trusted: str, bundles: Iterable[str]) -> None:
+        """Let the view trust `certificate`: a bundle of its own, laid over the host's in the view."""
+        for path, text in ((TRUSTED, f"{trusted}\n{certificate}"), (AUTHORITY, certificate)):
+            self._stage.write(path, text.encode(), 0o444)
+        for path in bundles:
+            if os.path.isfile(path):
+                _attach(_tree(TRUSTED, _BIND_READ_ONLY), path)
+
+
+def _short_first(trees: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+    """In an order in which what is below another is mounted over it."""
+    return sorted(trees, key=lambda tree: tree[1].count("/"))
 
 
 def mount_proc(pid_1: int, *, held_by_landlock: bool) -> None:
@@ -194,9 +218,9 @@ def seal_root() -> None:
 
 
 def _tree(path: str, attributes: int) -> int:
+    """A copy of what is mounted at `path` and below, to which nothing that is mounted later comes."""
     fd = libc.open_tree(path, libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC | libc.AT_RECURSIVE)
-    if attributes:
-        libc.mount_setattr(fd, attributes)
+    libc.mount_setattr(fd, attributes, propagation=libc.MS_PRIVATE)
     return fd
 
 
@@ -231,8 +255,8 @@ class Owners:
 
     def close(self) -> None:
         """Let the maps go; the mounts keep theirs."""
-        for userns in self._maps.values():
-            os.close(userns)
+        while self._maps:
+            os.close(self._maps.popitem()[1])
 
 
 def _map_owner(fd: int, path: str, userns: int) -> None:

@@ -120,6 +120,30 @@ NETWORK_FILES = {
 DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
+class Common(NamedTuple):
+    """What of a plan is the same for most: it is built before there is one (ground.py). As in `Plan`."""
+
+    system: tuple[str, ...]
+    devices: tuple[str, ...] = ()
+    id_maps: tuple[str, ...] = ()
+    namespaces: bool = True
+
+    def serves(self, plan: Plan) -> bool:
+        """Whether `plan` can be built on this: its own small files are laid over the host's."""
+        kept = tuple(path for path in self.system if path not in plan.files)
+        return self._replace(system=kept) == plan.common
+
+    def example(self) -> Plan:
+        """A plan that grants nothing beyond, to rehearse with."""
+        return Plan(
+            system=self.system, devices=self.devices, id_maps=self.id_maps,
+            namespaces=self.namespaces, read=(), write=(), workspace=None, workspace_writable=False,
+            tmp_bytes=1 << 20, seccomp="", environment={}, memory_bytes=None, cpu_cores=None,
+            processes=None, open_files=None, disk_bytes=None, io_bytes_per_second=None,
+            landlock_abi=landlock.abi_version(),
+        )  # fmt: skip
+
+
 class Plan(NamedTuple):
     """Everything that is built before a command is known. Paths are absolute host paths.
 
@@ -178,9 +202,20 @@ class Plan(NamedTuple):
         return f"{path}/".startswith(roots)
 
     @property
+    def common(self) -> Common:
+        """What of it can be built before the rest is known."""
+        return Common(self.system, self.devices, self.id_maps, self.namespaces)
+
+    @property
     def bpf(self) -> bytes:
         """The seccomp program."""
         return binascii.a2b_base64(self.seccomp)
+
+
+def system_paths(more: Iterable[str] = ()) -> tuple[str, ...]:
+    """What every sandbox sees of the host, as far as this host has it."""
+    paths = (*SYSTEM, *(f"/etc/{name}" for name in ETC), *more)
+    return tuple(path for path in paths if os.path.lexists(path))
 
 
 def compile_plan(
@@ -258,11 +293,7 @@ def compile_plan(
         files["/etc/hosts"] += hosts
     interpreters = _interpreters()
     return Plan(
-        system=tuple(
-            path
-            for path in (*SYSTEM, *(f"/etc/{n}" for n in ETC), *facts)
-            if path not in files and os.path.lexists(path)
-        ),
+        system=tuple(path for path in system_paths(facts) if path not in files),
         read=(*interpreters, *_granted("read", policy.filesystem.read, workspace)),
         write=write,
         workspace=None if workspace is None else str(workspace),

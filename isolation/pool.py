@@ -85,7 +85,7 @@ class Pool:
         least: How many are kept when nothing happens.
         most: How many are kept at the most.
 
-    The number wanted grows to what was in use at once and shrinks by one every 30 idle seconds.
+    The first is made alone: whoever asks for one at once has it sooner. The number wanted grows to what was in use at once and shrinks by one every 30 idle seconds.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Pool:
         self._making: set[asyncio.Task[None]] = set()
         self._waiting: deque[asyncio.Future[Ready]] = deque()
         self._fill_at: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._closed = self._begun = False
         self._shrink_at: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -172,10 +172,19 @@ class Pool:
         self._fill()
 
     def _fill(self) -> None:
-        while not self._closed and self._missing() > 0:
+        while not self._closed and self._missing() > 0 and (self._begun or not self._making):
             task = asyncio.create_task(self._make_one())
             self._making.add(task)
-            task.add_done_callback(self._making.discard)
+            task.add_done_callback(self._made)
+
+    def _made(self, task: asyncio.Task[None]) -> None:
+        self._making.discard(task)
+        if not self._begun:
+            self._begun = True
+            if self._waiting:
+                self._fill()
+            else:
+                self._fill_later(_REFILL_SECONDS)
 
     def _missing(self) -> int:
         return self._wanted + len(self._waiting) - len(self._ready) - len(self._making)

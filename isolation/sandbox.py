@@ -119,15 +119,18 @@ class Engine:
             return self
         try:
             self._shared = await self._build()
+            self._commands.start()  # their sandboxes are asked for before it is known that there is a view
+            self._operators.start()
+            await self._link.built()
+            self._ways.listen(self.policy.network)
         except BaseException:
-            await uncancelled(self._close())
+            await uncancelled(self._end())
             raise
-        self._commands.start()
-        self._operators.start()
         return self
 
     async def _build(self) -> Shared:
         network, files = self.policy.network, self.policy.filesystem
+        await self._link.begin()
         egress = await self._ways.prepare(network, self._resolve, self._trust)
         plan = compile_plan(
             self.policy, self.workspace,
@@ -146,7 +149,6 @@ class Engine:
                 + "; ".join(missing)
                 + ". Run `purple doctor`, or take the layer out of the policy's `require`."
             )
-        self._ways.listen(network)
         self._ways.shares = plan.namespaces and network.loopback == "session"
         protect = files.protect if plan.workspace_writable else ()
         return Shared(

@@ -1,17 +1,16 @@
-"""What every view holds, whatever its policy: an empty root, and copies of the small files of /etc.
+"""The root of a view, a tmpfs: its directories, and copies of the small files of /etc.
 
-It is a tmpfs that is mounted nowhere yet, so that it can be made before there is a policy, by a
-process that has not left the host's mounts. Sources: fsopen(2), fsmount(2), move_mount(2).
+Sources: fsopen(2), fsmount(2), move_mount(2).
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
+from collections.abc import Iterable
 
 from . import libc, pid1
-from .plan import ETC, HOME
+from .plan import HOME
 
 _MAX_COPIES, _MAX_COPY_BYTES = 16, 128 << 10
 _DIRECTORIES = (
@@ -32,17 +31,12 @@ class Stage:
             "mode=755", "size=16m", attributes=libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
         )
         self._root = f"/proc/self/fd/{self._mount}"
-        self._copied: dict[str, tuple[object, tuple[str, ...]]] = {}  # its state then, and files
         for path in _DIRECTORIES:
             os.mkdir(self._root + path)
         for path, target in _LINKS.items():
             os.symlink(target, self._root + path)
         if program := pid1.executable():
             self.write(pid1.PATH, program, 0o555)
-        for name in ETC:
-            with contextlib.suppress(OSError):
-                if not os.path.islink(f"/etc/{name}"):
-                    self.copy(f"/etc/{name}")
 
     def write(self, path: str, data: bytes, mode: int, mtime_ns: int | None = None) -> None:
         """Make a file, or make it anew; changed just now, or at `mtime_ns` since the epoch."""
@@ -63,18 +57,10 @@ class Stage:
         Returns:
             Whether it has; not what is large, or not ours to read: that is to be mounted.
         """
-        now = _state(path)
-        then, files = self._copied.pop(path, (None, ()))
-        if now != then:
-            for file in files:
-                os.unlink(self._root + file)
-            found = _small_files(path)
-            for file, content in found.items():
-                self.write(file, *content)
-            files = tuple(found)
-        if files:
-            self._copied[path] = now, files
-        return bool(files)
+        found = small_files(path)
+        for file, content in found.items():
+            self.write(file, *content)
+        return bool(found)
 
     def attach(self, target: str) -> None:
         """Mount it; `write` goes on to work."""
@@ -82,18 +68,28 @@ class Stage:
         os.close(self._mount)
         self._root = target
 
-
-def _state(path: str) -> object:
-    """What differs when a file has changed, or one in a directory has, or the directory itself."""
-    found = os.stat(path)
-    state = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
-    if not stat.S_ISDIR(found.st_mode) or found.st_nlink > 2:
-        return state
-    names = os.listdir(path)
-    return state, len(names) <= _MAX_COPIES and [(name, _state(f"{path}/{name}")) for name in names]
+    def entered(self) -> None:
+        """Take note that it has become the root."""
+        self._root = ""
 
 
-def _small_files(path: str) -> dict[str, tuple[bytes, int, int]]:
+def looked_at(paths: Iterable[str]) -> list[str]:
+    """Of what `states` are equal for as long as a stage, and mounts, for `paths` show what is there:
+    of files that are copied, and of the directories in which they and all else have their names."""
+    found = [os.path.dirname(path) for path in paths]
+    for path in paths:
+        if path.startswith("/etc/") and not os.path.islink(path) and (files := small_files(path)):
+            found += [path, *files]
+    return list(dict.fromkeys(found))
+
+
+def states(paths: Iterable[str]) -> list[tuple[int, ...]]:
+    """What differs when one has changed, or has another in its place. Raises `OSError`: has none."""
+    found = map(os.stat, paths)
+    return [(s.st_dev, s.st_ino, s.st_ctime_ns, s.st_size) for s in found]
+
+
+def small_files(path: str) -> dict[str, tuple[bytes, int, int]]:
     """Contents, modes and times of change, by path; {} where there are more or larger ones than are copied.
 
     A file's time of change is part of it: Python compiles a module anew, each time that it is imported,

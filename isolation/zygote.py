@@ -1,6 +1,8 @@
 """The zygote: a policy's namespaces and root view, built once; every sandbox starts from it.
 
 Theory of operation
+    What most policies have in common is built before there is one: all namespaces, the view of system
+    software, the first network. The plan adds to the view what it grants, and its filter.
     The zygote is pid 1 of a pid namespace of its own, so that its death is its sandboxes' death. It
     has one thread and serves one request after the other. For a sandbox it enters fresh namespaces,
     mounts what is private, starts their pid 1 (pid1.py) with its limits, comes back to its own, and
@@ -18,6 +20,7 @@ import resource
 import select
 import signal
 import socket
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NoReturn
 
@@ -26,12 +29,11 @@ from .cgroup import MAX_FILES
 from .descriptors import receive
 from .errors import SetupError
 from .lockdown import FIRST_FREE, Home, write_id_maps
-from .mounts import Owners, build_root
+from .mounts import Base, Owners
 from .netns import Want, new_network, probe_doors, sockets_inside
 from .oom import OutOfMemory
-from .plan import INSIDE_ID, ORDER_BYTES, UNUSED_ID, Plan
+from .plan import INSIDE_ID, ORDER_BYTES, UNUSED_ID, Common, Plan
 from .slot import Slot
-from .stage import Stage
 from .subordinate import KEPT, unshare_mapped
 from .warden import WardedSlot, stay
 from .watcher import Watcher
@@ -39,27 +41,38 @@ from .watcher import Watcher
 SPARE_NETWORKS = 16  # some 160 kB each; as many as calls that begin while as many end
 
 
-def become_zygote(keeper: socket.socket) -> NoReturn:
-    """Turn this forked process into the zygote, once a policy comes, and serve keeper and gateway.
+def become_zygote(keeper: socket.socket, gateway: socket.socket, common: Common) -> NoReturn:
+    """Turn this forked process into the zygote, and serve keeper and gateway once a plan comes.
 
     Args:
-        keeper: SOCK_SEQPACKET. Hands in the plan with a socket to the gateway, which asks for
-            sandboxes and for signals to their commands; then the files by which processes move into
-            cgroups.
+        keeper: SOCK_SEQPACKET. Is told when all is built that needs no plan; hands in the plan, then
+            the files by which processes move into cgroups.
+        gateway: SOCK_SEQPACKET. Asks for sandboxes and for signals to their commands.
+        common: What plans it must serve. For root the view is there and is added to from outside,
+            see ground.py; others add to it here.
     """
     try:
         libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-        os.umask(0o022)
-        ahead = _make_ahead()
-        text, fds = receive(keeper, 1 << 20, 1)
-        if text:
+        # Low numbers are taken, so that nothing handed to pid 1 has a number that pid 1 gives it.
+        while (fd := os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)) < FIRST_FREE:
+            pass
+        os.close(fd)
+        add = None
+        if common.namespaces:
+            add = _enter(common, (keeper, gateway))
+        else:
+            stay()
+        zygote = Zygote(keeper, gateway)
+        if common.namespaces:
+            zygote.rehearse(common.example())
+        keeper.send(b"{}")
+        if text := keeper.recv(1 << 20):
             plan = Plan.from_json(text)
-            gateway = socket.socket(fileno=fds[0])
+            if add:
+                add(plan)
             if plan.namespaces:
-                _enter(plan, ahead, (keeper, gateway))
-            else:
-                stay()
-            Zygote(keeper, gateway, plan).serve()
+                libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
+            zygote.serve(plan)
     except ConnectionError:
         pass  # keeper or gateway has gone, and so does all of this
     except BaseException as error:  # the keeper must hear of it, whatever it was
@@ -67,36 +80,19 @@ def become_zygote(keeper: socket.socket) -> NoReturn:
     os._exit(1)
 
 
-def _make_ahead() -> tuple[Stage, Owners] | None:
-    """What root can make before there is a plan; others' user namespace depends on it. None: not now."""
-    if os.geteuid() == 0:
-        with contextlib.suppress(OSError):
-            return Stage(), Owners(UNUSED_ID, [(0, 0)])
-    return None
-
-
-def _enter(
-    plan: Plan, ahead: tuple[Stage, Owners] | None, channels: tuple[socket.socket, ...]
-) -> None:
+def _enter(common: Common, channels: tuple[socket.socket, ...]) -> Callable[[Plan], None] | None:
+    """Be in namespaces of one's own, with the view. Returns what adds to it what a plan grants."""
     uid, gid = os.geteuid(), os.getegid()
-    spaces = libc.CLONE_NEWUSER | libc.CLONE_NEWNS | libc.CLONE_NEWPID
-    if uid == 0:
-        # Real root may do what a user namespace may not: reach below /root, map owners. So the
-        # view is built first, then root is given up for an id that nobody has.
-        _unshare(libc.CLONE_NEWNS)
-        build_root(plan, *(ahead or (Stage(), Owners(UNUSED_ID))))
+    root = uid == 0
+    if root:
         uid = gid = UNUSED_ID
-        os.setgroups(_groups(plan))
+        os.setgroups(_groups(common.devices))
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
         libc.prctl(libc.PR_SET_DUMPABLE, 1)  # else /proc/self/uid_map belongs to root
-        _unshare(spaces)
+    _unshare(libc.CLONE_NEWUSER | libc.CLONE_NEWNS | libc.CLONE_NEWPID, common.id_maps)
+    if not common.id_maps:
         write_id_maps(uid, gid, INSIDE_ID, INSIDE_ID)
-    else:
-        _unshare(spaces, plan.id_maps)
-        if not plan.id_maps:
-            write_id_maps(uid, gid, INSIDE_ID, INSIDE_ID)
-        build_root(plan, Stage(), Owners(None))
     pid = os.fork()
     if pid:
         for channel in channels:
@@ -106,10 +102,28 @@ def _enter(
         os.waitpid(pid, 0)
         os._exit(0)
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    add = None if root else _build(common)
     libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
     # Inherited by all that is started here; lockdown.py does the rest.
-    capabilities.drop_bounding_set(KEPT if plan.id_maps else ())
+    capabilities.drop_bounding_set(KEPT if common.id_maps else ())
     capabilities.set_no_new_privs()
+    return add
+
+
+def _build(common: Common) -> Callable[[Plan], None]:
+    """Build the view; the mounts that we come from are kept by the process that waits for us."""
+    libc.mount(None, "/", None, libc.MS_REC | libc.MS_SLAVE)  # what the host mounts comes here, too
+    outside = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    _unshare(libc.CLONE_NEWNS)
+    inside = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    base = Base(common)
+
+    def add(plan: Plan) -> None:
+        base.add(plan, Owners(None), outside, inside)
+        for fd in (outside, inside):
+            os.close(fd)
+
+    return add
 
 
 def _unshare(flags: int, maps: tuple[str, ...] = ()) -> None:
@@ -125,19 +139,20 @@ def _unshare(flags: int, maps: tuple[str, ...] = ()) -> None:
         ) from error
 
 
-def _groups(plan: Plan) -> list[int]:
-    """The groups by which sandboxes of root's may open the policy's devices; never root's own."""
-    nodes = [os.stat(node) for node in plan.devices]
+def _groups(devices: Iterable[str]) -> list[int]:
+    """The groups by which sandboxes of root's may open devices; never root's own."""
+    nodes = [os.stat(node) for node in devices]
     return sorted({node.st_gid for node in nodes if not node.st_mode & 0o006} - {0})
 
 
 class Zygote:
     """One loop over the keeper, the gateway, and the ends of sandboxes."""
 
-    def __init__(self, keeper: socket.socket, gateway: socket.socket, plan: Plan) -> None:
+    _plan: Plan
+
+    def __init__(self, keeper: socket.socket, gateway: socket.socket) -> None:
         self._keeper = keeper
         self._gateway = gateway
-        self._plan = plan
         self._home = Home()
         self._slots: dict[int, Slot] = {}
         self._of_fd: dict[int, Slot] = {}
@@ -147,26 +162,44 @@ class Zygote:
         self._ooms = OutOfMemory()
         self._watcher: Watcher | None = None  # where there are no cgroups
         self._epoll = select.epoll()
-        # Low numbers are taken, so that nothing handed to pid 1 has a number that pid 1 gives it.
-        while (fd := os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)) < FIRST_FREE:
-            pass
-        os.close(fd)
         self._bpf = os.memfd_create("filter", os.MFD_CLOEXEC)
-        os.write(self._bpf, plan.bpf)
         # A sandbox's own limit is what this was; ours must hold a few for each that waits.
         self._open_files = _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
-    def serve(self) -> None:
+    def rehearse(self, example: Plan) -> None:
+        """Begin a sandbox and let it go, but for its network: the first one's is the next.
+
+        A fork's memory is its own only when it has been written to, which takes as long as all else.
+        """
+
+        def interrupt() -> list[int]:
+            raise InterruptedError
+
+        marks: dict[str, list[str]] = {"hide": [], "protect": []}
+        slot = Slot(json.loads(json.dumps({"spawn": 0, "group": 0, "terminal": [], **marks})))
+        with contextlib.suppress(OSError):  # whoever asks for a sandbox will hear of it
+            self._networks.append(new_network())
+            slot.prepare(
+                Plan.from_json(example.to_json()),
+                self._home,
+                self._networks[0],
+                [],
+                self._bpf,
+                interrupt,
+            )
+        slot.network = -1
+        slot.abandon()
+
+    def serve(self, plan: Plan) -> None:
         """Serve until the keeper closes its end."""
+        self._plan = plan
+        os.write(self._bpf, plan.bpf)
         for channel in (self._keeper, self._gateway, self._ooms):
             self._epoll.register(channel, select.EPOLLIN)
         if self._plan.network and (problem := probe_doors()):
             raise SetupError(problem)
         self._keeper.send(b"{}")
-        if self._plan.namespaces and not self._plan.network:
-            with contextlib.suppress(OSError):  # whoever asks for a sandbox will hear of it
-                self._networks.append(new_network())  # meanwhile the gateway comes to ask for one
         while True:
             # The gateway comes last: its spawn may read what the keeper has sent, too, and acting on
             # what epoll told of the keeper would then be to wait for a message that nobody sends.

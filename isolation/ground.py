@@ -1,0 +1,140 @@
+"""The ground that sandboxes stand on: the zygote and its view, as the keeper makes and ends them.
+
+Theory of operation
+    A ground is laid before there is a plan, for what most plans have in common. When the plan comes,
+    it is looked whether that still is what the host has: nothing mounted or unmounted, no file of
+    /etc that was copied changed. Else another is laid, for this plan.
+
+    What is granted is added to the view last, by whoever can reach it. An ordinary user's zygote does
+    that itself: it keeps a copy of the host's mounts for as long. Real root may do what no user
+    namespace may, reach below /root and map owners, so there it is the keeper, which builds the view
+    in a mount namespace of its own, of which the zygote's is a copy that receives (MS_SLAVE) what is
+    mounted in the original. The kernel locks what has come that way: in the zygote's user namespace
+    nobody can make writable what was read-only. mount_namespaces(7), "Restrictions".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+
+from . import libc
+from .descriptors import close_but
+from .errors import SetupError
+from .mounts import Base, Owners
+from .plan import NETWORK_FILES, UNUSED_ID, Common, Plan, system_paths
+from .stage import looked_at, small_files, states
+from .zygote import become_zygote
+
+DIED = '{"error": "the zygote died; see stderr"}'
+
+
+class Ground:
+    """A zygote with its view, which waits for a plan.
+
+    Args:
+        gateway: The zygote's channel to the gateway.
+        common: What plans it is for.
+
+    Attributes:
+        common: As given.
+        channel: SOCK_SEQPACKET, to the zygote.
+
+    Raises:
+        SetupError: it cannot be had here; says why.
+    """
+
+    def __init__(self, gateway: socket.socket, common: Common) -> None:
+        self.common = common
+        self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._looked_at = looked_at(common.system)
+        self._states = states(self._looked_at)
+        self._outside = self._inside = -1
+        self._owners: Owners | None = None
+        self._zygote = 0
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            try:
+                self._base = self._build() if common.namespaces and os.geteuid() == 0 else None
+                self._zygote = os.fork()
+                if self._zygote == 0:
+                    close_but(0, 1, 2, theirs.fileno(), gateway.fileno())
+                    become_zygote(theirs, gateway, common)
+            finally:
+                theirs.close()
+                self._come_back()
+        except OSError as error:
+            self.end()
+            raise SetupError(f"no zygote can be had: {error}") from error
+        said = json.loads(self.channel.recv(1 << 16) or DIED)
+        if "error" in said:
+            self.end()
+            raise SetupError(said["error"])
+
+    def _build(self) -> Base:
+        self._owners = Owners(UNUSED_ID, [(0, 0)])
+        outside = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        libc.unshare(libc.CLONE_NEWNS)
+        self._outside = outside
+        self._inside = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        base = Base(self.common)
+        libc.mount(None, "/", None, libc.MS_REC | libc.MS_SHARED)
+        return base
+
+    def rehearse(self) -> None:
+        """Do what is to be done for a plan once, to no effect: a fork's memory is its own only when
+        it has been written to, which takes as long as all else."""
+        example = Plan.from_json(self.common.example().to_json())
+        if self.is_fresh() and self.common.serves(example) and self._base is not None:
+            self._add(example)
+
+    def _add(self, plan: Plan) -> None:
+        if self._base is not None and self._owners is not None:
+            try:
+                self._base.add(plan, self._owners, self._outside, self._inside)
+            finally:
+                self._come_back()
+
+    def _come_back(self) -> None:
+        if self._outside >= 0:
+            libc.setns(self._outside, libc.CLONE_NEWNS)
+
+    def is_fresh(self) -> bool:
+        """Whether the host still is as it was."""
+        poll = select.poll()
+        poll.register(self._mounts, select.POLLPRI)  # proc_pid_mounts(5)
+        with contextlib.suppress(OSError):
+            return not poll.poll(0) and self._states == states(self._looked_at)
+        return False
+
+    def give(self, plan: Plan) -> None:
+        """Have the zygote begin to serve a plan. Raises `OSError`, `SetupError`, see `Base.add`."""
+        self._add(plan)
+        if self._owners is not None:
+            self._owners.close()
+        with contextlib.suppress(ConnectionError):  # should it have died: that is heard later
+            self.channel.send(plan.to_json())
+
+    def end(self) -> None:
+        """End the zygote, and all its sandboxes; returns when they are gone."""
+        self.channel.close()
+        if self._zygote:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._zygote, signal.SIGKILL)
+            os.waitpid(self._zygote, 0)
+        if self._owners is not None:
+            self._owners.close()
+        for fd in (self._mounts, self._outside, self._inside):
+            if fd >= 0:
+                os.close(fd)
+
+
+def likely() -> Common:
+    """What most plans have in common."""
+    # What is too large to be copied is mounted, and so cannot be written over for a plan.
+    own = [path for path in NETWORK_FILES if not small_files(path)]
+    return Common(tuple(path for path in system_paths() if path not in own))

@@ -1,0 +1,175 @@
+"""What is built before there is a plan: it serves a plan only where it shows the host as it is then."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from purplebox.isolation import Engine, SetupError, forkserver, link, sandbox
+from purplebox.isolation.ground import likely
+from purplebox.isolation.plan import NETWORK_FILES, Plan, compile_plan
+from purplebox.policies import load_policy
+
+pytestmark = pytest.mark.anyio
+BASE = load_policy("base")
+
+
+def children(pid: int) -> list[int]:
+    return [int(name) for name in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def zygotes(engine: Engine) -> list[int]:
+    (outer,) = children(engine._link._keeper)
+    return [outer, *children(outer)]
+
+
+def test_what_is_likely_serves_a_plan_with_and_without_network(workspace: Path) -> None:
+    plan = compile_plan(BASE, workspace)
+    assert likely().serves(plan)
+    assert likely().serves(compile_plan(load_policy("web-scraper"), workspace))
+    for other in (
+        plan._replace(system=plan.system[1:]), plan._replace(system=(*plan.system, "/srv")),
+        plan._replace(devices=("/dev/tty",)), plan._replace(namespaces=False),
+        plan._replace(id_maps=("newuidmap", "0 1 1")),
+    ):  # fmt: skip
+        assert not likely().serves(other)
+    assert set(NETWORK_FILES) & set(likely().system) == {"/etc/hosts"}  # of which there is a copy
+
+
+async def test_a_plan_that_needs_another_view_gets_one(
+    monkeypatch: pytest.MonkeyPatch, workspace: Path
+) -> None:
+    more = Path(__file__).parent
+    monkeypatch.setattr(sandbox, "compile_plan", with_system(str(more)))
+    async with Engine(BASE, workspace) as engine:
+        seen = await engine.run(["cat", __file__])
+        written = await engine.run(["sh", "-c", f"> {more}/new"])
+        keeper = engine._link._keeper
+        assert len(zygotes(engine)) == 2  # and not those that had waited in vain, too
+    assert seen.stdout == Path(__file__).read_bytes()
+    assert b"Read-only file system" in written.stderr or b"Permission denied" in written.stderr
+    await ended(keeper)
+
+
+async def ended(pid: int) -> None:
+    while os.path.exists(f"/proc/{pid}"):  # its channel is closed shortly before
+        await asyncio.sleep(0.01)
+
+
+def with_system(path: str) -> Callable[..., Plan]:
+    def compiled(*arguments: Any, **named: Any) -> Plan:
+        plan = compile_plan(*arguments, **named)
+        return plan._replace(system=(*plan.system, path))
+
+    return compiled
+
+
+async def test_a_view_that_cannot_be_built_says_why_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, workspace: Path
+) -> None:
+    async with Engine(BASE, workspace) as engine:  # the control
+        assert (await engine.run(["true"])).exit_code == 0
+    monkeypatch.setattr(sandbox, "compile_plan", with_system("/nonexistent"))
+    engine = Engine(BASE, workspace)
+    with pytest.raises(SetupError, match=r"could not be built.*open_tree\('/nonexistent'"):
+        await engine.__aenter__()
+    assert engine._link._dead
+    monkeypatch.undo()
+    whole = BASE.filesystem.model_copy(update={"read": ("/",)})
+    with pytest.raises(SetupError, match="/ cannot be granted as a whole"):
+        await Engine(BASE.model_copy(update={"filesystem": whole}), workspace).__aenter__()
+
+
+async def test_a_grant_above_the_system_keeps_the_system_on_top(workspace: Path) -> None:
+    wide = ("/etc", "/proc", *(["/dev"] if os.geteuid() else []))  # devtmpfs has no idmapped mounts
+    files = BASE.filesystem.model_copy(update={"read": wide})
+    async with Engine(BASE.model_copy(update={"filesystem": files}), workspace) as engine:
+        found = await engine.run(["sh", "-c", "echo x > /dev/null && ls -A /etc && ls /proc"])
+        own = await engine.run(["sh", "-c", "ls /proc | grep -cE '^[0-9]+$'"])
+    assert found.exit_code == 0, found.stderr
+    assert set(os.listdir("/etc")) <= set(found.stdout.decode().splitlines())
+    assert int(own.stdout) < 6  # of its own process namespace
+
+
+async def test_what_waits_holds_its_channels_and_namespaces_and_no_file_of_the_host(
+    monkeypatch: pytest.MonkeyPatch, workspace: Path
+) -> None:
+    server = forkserver.ForkServer()
+    monkeypatch.setattr(link, "FORK_SERVER", server)
+    try:
+        offer = await server.take()
+        (outer,) = children(offer.keeper)
+        (zygote,) = children(outer)
+        links = [os.readlink(entry) for entry in Path(f"/proc/{zygote}/fd").iterdir()]
+        kinds = {name.partition(":")[0] for name in links}
+        mounts = Path(f"/proc/{zygote}/mountinfo").read_text()
+        for channel in (offer.to_keeper, offer.to_zygote):
+            channel.close()
+    finally:
+        server.close()
+    allowed = {"socket", "mnt", "pid", "net", "anon_inode", "/memfd", "/dev/null", "pipe"}
+    own = os.readlink("/proc/self/ns/mnt")
+    assert own not in links
+    standard = {os.readlink("/proc/self/fd/2")}  # stderr is the gateway's
+    assert {k for k in kinds if k not in allowed} <= standard, links
+    assert "/.old" not in mounts and str(workspace) not in mounts
+
+
+HOST = """
+import asyncio, json, os, sys
+from pathlib import Path
+from purplebox.isolation import Engine, libc
+from purplebox.policies import load_policy
+
+uid, gid = os.geteuid(), os.getegid()
+libc.unshare(libc.CLONE_NEWNS | (libc.CLONE_NEWUSER if uid else 0))
+if uid:
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        Path(f"/proc/self/{name}").write_text(text)
+libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
+workspace, stage = sys.argv[1:]
+Path(stage, "group").write_text("before:x:1:\\n")
+libc.mount(f"{stage}/group", "/etc/group", None, libc.MS_BIND)
+
+def mount():
+    libc.mount("stage", f"{workspace}/mounted", "tmpfs")
+    Path(workspace, "mounted", "inside").write_text("x")
+
+def write():
+    Path(stage, "group").write_text("after:x:1:\\n")
+
+async def seen(said):
+    async with Engine(load_policy("base"), Path(workspace)) as engine:
+        result = await engine.run(["sh", "-c", "cat /etc/group; ls mounted"])
+        said.append((result.stdout + result.stderr).decode().split())
+
+async def main():
+    said = []
+    await seen(said)
+    await asyncio.sleep(0.5)  # another waits by now; what follows holds if none does, too
+    mount()
+    await seen(said)
+    await asyncio.sleep(0.5)
+    write()
+    await seen(said)
+    print(json.dumps(said))
+
+asyncio.run(main())
+"""
+
+
+def test_what_the_host_mounts_and_writes_meanwhile_is_seen(workspace: Path, tmp_path: Path) -> None:
+    (workspace / "mounted").mkdir()
+    argv = [sys.executable, "-c", HOST, str(workspace), str(tmp_path)]
+    ran = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    before, after = "before:x:1:", "after:x:1:"
+    assert json.loads(ran.stdout) == [[before], [before, "inside"], [after, "inside"]]
