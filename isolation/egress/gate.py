@@ -30,14 +30,14 @@ from ..errors import SetupError
 from ..netns import GATE_PORT
 from ..poller import Poller
 from .ca import Authority
-from .connections import Connection, Entry, Ledger
+from .connections import Connection, Entry, Ledger, Via
 from .credentials import open_vault
 from .dial import Dialer, Refused, Resolve, SystemResolver
 from .http import Judgement, Origin
 from .inspect import Interceptor
 from .names import Names, answer, hosts_file, listed, made_up
 from .opening import Opening
-from .proxy import Proxy
+from .proxy import Asking, Proxy
 from .sockets import RawStream
 from .tls import ByteStream, Rewound
 
@@ -123,6 +123,9 @@ class Egress:
             self._own.close()
 
 
+_Live = asyncio.Task[None] | Opening | Asking
+
+
 class _Way(NamedTuple):
     """What was decided of a name (or literal address) and port: allowed, by which rule."""
 
@@ -148,14 +151,14 @@ class Gate:
         self._ipv6 = self._tcp.family == socket.AF_INET6
         self._loop = asyncio.get_running_loop()
         self._poller = Poller()
-        self._live: set[asyncio.Task[None] | Opening] = set()  # connections
+        self._live: set[_Live] = set()  # connections
         self._emptied: asyncio.Future[None] | None = None  # done when there are none
         self._closed = False
         # By the address and port that were connected to; what has no longer its address is not here.
         self._ways: dict[tuple[str, int], _Way] = {}
         self._names.on_taken_back = self._ways.clear
         self._listen(self._tcp, self._begin)
-        self._listen(self._dns, lambda client: self._spawn(self._serve_dns(client)))
+        self._listen(self._dns, lambda client: self.spawn(self._serve_dns(client)))
         self._poller.add_reader(self._udp.fileno(), self._on_datagram)
 
     def decide_name(self, name: str, port: int | None = None) -> Verdict:
@@ -181,11 +184,11 @@ class Gate:
             self._poller.remove_reader(sock.fileno())
             sock.close()
         for one in tuple(self._live):
-            if isinstance(one, Opening):
+            if isinstance(one, asyncio.Task):
+                one.cancel()
+            else:
                 one.abort()
                 self._over(one)
-            else:
-                one.cancel()
         self._poller.close()
 
     async def aclose(self) -> tuple[Connection, ...]:
@@ -223,12 +226,13 @@ class Gate:
 
         again()
 
-    def _spawn(self, serving: Coroutine[None, None, None]) -> None:
+    def spawn(self, serving: Coroutine[None, None, None]) -> None:
+        """Serve by a task, which ends with the gate."""
         task = self._loop.create_task(serving)
         self._live.add(task)
         task.add_done_callback(self._over)
 
-    def _over(self, one: asyncio.Task[None] | Opening) -> None:
+    def _over(self, one: _Live) -> None:
         self._live.discard(one)
         if self._emptied is not None and not self._live and not self._emptied.done():
             self._emptied.set_result(None)
@@ -250,17 +254,11 @@ class Gate:
         else:
             address = unmapped(host)
             if port == GATE_PORT and address.is_loopback:
-                self._spawn(self._serve_proxy(client))
+                asking = Asking(client, self._proxy, self._over)
+                self._live.add(asking)
+                asking.start()
             else:
                 self._direct(client, host, address, port)
-
-    async def _serve_proxy(self, client: RawStream) -> None:
-        try:
-            await self._proxy.serve(client)
-        except OSError:
-            client.abort()
-        finally:
-            client.close()
 
     def _direct(self, client: RawStream, host: str, address: Address, port: int) -> None:
         """A program that knows nothing of the gate: `address` is what it connected to."""
@@ -298,19 +296,52 @@ class Gate:
         self._live.add(opening)
         opening.start()
 
+    def tunnel(
+        self, client: RawStream, via: Via, name: str, port: int, verdict: Verdict, reply: bytes,
+        rest: bytes,
+    ) -> None:  # fmt: skip
+        """Connect a program that asked a proxy for an allowed name, by callbacks where they will do.
+
+        Args:
+            client: Its end.
+            via: How it asked.
+            name, port, verdict: What for, and what was decided.
+            reply: What it is told when the server is reached.
+            rest: Of its first bytes, what was read.
+        """
+        entry = self.ledger.begin(via, name=name, port=port)
+        entry.rule = verdict.rule
+        opening = Opening(
+            client, entry, None, dialer=self.egress.dialer, interceptor=self.egress.interceptor,
+            opaque=not self.egress.hosts.reads_requests(name, port), on_left=self._left,
+            reply=reply, held=rest,
+        )  # fmt: skip
+        if opening.is_known:
+            self._live.add(opening)
+            opening.start()
+        else:
+            self.spawn(self._go_on(opening, rest))
+
     def _left(self, opening: Opening, first: bytes | None) -> None:
         if first is None:
             opening.entry.end()
         else:
-            self._spawn(self._go_on(opening, first))
+            self.spawn(self._go_on(opening, first))
         self._over(opening)
 
     async def _go_on(self, opening: Opening, first: bytes) -> None:
         """Serve a connection that wants more than callbacks, of which `first` was read."""
         client = opening.client
         try:
+            if opening.reply:
+                await self._proxy.reach(
+                    client, opening.entry, opening.literal, opening.reply, first
+                )
+                return
             stream = Rewound(client, first) if first else client
-            await self.carry(stream, opening.entry, opening.literal, hushed=not first)
+            await self.carry(
+                stream, opening.entry, opening.literal, early=opening.early, hushed=not first
+            )
         except OSError:
             client.abort()
         finally:

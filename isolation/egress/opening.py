@@ -2,7 +2,8 @@
 
 Most programs send their first bytes at once, and to a server that was reached a moment ago. What those
 bytes are is looked at here. What is to be read (HTTP, TLS with `tls: inspect`), wants a question to a name
-server, or fails goes to a task, with them.
+server, or fails goes to a task, with them. A program that asked a proxy for its server (proxy.py) is told when
+that is reached, and sends its first bytes then.
 """
 
 from __future__ import annotations
@@ -31,12 +32,22 @@ class Opening:
         opaque: Whether what is neither TLS nor HTTP may pass unseen.
         on_left: Called once, not before `start`: with the bytes that were read, for a task to go on
             with; with None when the connection is over.
+        reply: What the program is told when the server is reached, before its first bytes; b"": it
+            asked no proxy. With one, the server's address must be known: see `is_known`.
+        held: What was read of its first bytes already.
+
+    Attributes:
+        reply: b"" when that was said.
+        early: The server, if it was reached before a task goes on.
     """
 
     def __init__(
         self, client: RawStream, entry: Entry, literal: Address | None, *, dialer: Dialer,
         interceptor: Interceptor, opaque: bool, on_left: Callable[[Opening, bytes | None], None],
+        reply: bytes = b"", held: bytes = b"",
     ) -> None:  # fmt: skip
+        self.reply = reply
+        self.early: RawStream | None = None
         self.client = client
         self.entry = entry
         self.literal = literal
@@ -44,15 +55,30 @@ class Opening:
         self._interceptor = interceptor
         self._opaque = opaque
         self._on_left = on_left
-        self._first = b""
+        self._first = held
         self._address = literal
         self._server: RawStream | None = None
         self._waits: RawStream | None = None  # for the client's first bytes, or the server
         self._relay: Relay | None = None
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the server's address is known, without a question."""
+        if self._address is None:
+            found = self._dialer.remembered(self.entry.name, self.entry.port)
+            if found is not None:
+                self._address, self.entry.rule = found
+        return self._address is not None
+
     def start(self) -> None:
-        """Look at what has come, or wait for it."""
+        """Look at what has come, or wait for it; dial first where a reply is due."""
+        if self.reply:
+            self._dial()
+        else:
+            self._listen()
+
+    def _listen(self) -> None:
         if not self._look():
             self._waits = self.client
             self.client.watcher.add_reader(self.client.fd, self._look)
@@ -73,24 +99,25 @@ class Opening:
             return False
         except OSError:
             pass  # reset: as ended before it said anything
+        self._judge()
+        return True
+
+    def _judge(self) -> None:
         self._stop()
         if not self._first:
             self.client.close()
+            if self._server is not None:
+                self._server.close()
             self._on_left(self, None)
-        elif self._known() and self._interceptor.passes_unread(
+        elif self.is_known and self._interceptor.passes_unread(
             self._first, self.entry.name or str(self.literal), opaque=self._opaque
         ):
-            self._dial()
+            if self._server is None:
+                self._dial()
+            else:
+                self._carry(self._server)
         else:
             self._leave()
-        return True
-
-    def _known(self) -> bool:
-        if self._address is None:
-            found = self._dialer.remembered(self.entry.name, self.entry.port)
-            if found is not None:
-                self._address, self.entry.rule = found
-        return self._address is not None
 
     def _dial(self) -> None:
         assert self._address is not None
@@ -112,9 +139,29 @@ class Opening:
             return True
         self._stop()
         self.entry.address = address
-        self._relay = Relay(self.client, self._server, self._ended)
-        self._relay.start(self._first)
+        if not self.reply:
+            self._carry(self._server)
+        elif self._say():
+            self.early = self._server
+            if self._first:
+                self._judge()
+            else:
+                self._listen()
         return True
+
+    def _say(self) -> bool:
+        try:
+            whole = self.client.sock.send(self.reply) == len(self.reply)
+        except OSError:
+            whole = False
+        self.reply = b""
+        if not whole:  # it is the first that is sent there: so it has gone
+            self._ended(ConnectionResetError())
+        return whole
+
+    def _carry(self, server: RawStream) -> None:
+        self._relay = Relay(self.client, server, self._ended)
+        self._relay.start(self._first)
 
     def _ended(self, error: OSError | None) -> None:
         if error is None:
@@ -127,7 +174,7 @@ class Opening:
 
     def _leave(self) -> None:
         self._stop()
-        if self._server is not None:
+        if self._server is not None and self.early is None:
             self._server.close()
         self._on_left(self, self._first)
 
