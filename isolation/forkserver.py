@@ -52,6 +52,7 @@ class ForkServer:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._door: socket.socket | None = None
+        self._fruitless = 0  # how many ended, one after the other, without an offer
 
     async def take(self) -> Offer:
         """A keeper for one engine.
@@ -75,7 +76,7 @@ class ForkServer:
     def _look(self) -> tuple[int, Offer | None]:
         """An offer, if there is one already; else a descriptor that is readable when there is."""
         with self._lock:
-            for _ in range(2):  # it may have died since the last time
+            while self._fruitless < 2:  # it may have died since the last time
                 door = self._door or self._start()
                 try:
                     message, fds = receive(door, 1 << 16, 2, socket.MSG_DONTWAIT)
@@ -84,8 +85,11 @@ class ForkServer:
                 except ConnectionResetError:
                     message, fds = b"", []
                 if message:
+                    self._fruitless = 0
                     return -1, _offer(message, fds)
                 self._end()
+                self._fruitless += 1
+            self._fruitless = 0
             raise OSError("the fork server does not live; see stderr")
 
     def close(self) -> None:

@@ -89,15 +89,9 @@ class Ground:
         """Do what is to be done for a plan once, to no effect: a fork's memory is its own only when
         it has been written to, which takes as long as all else."""
         example = Plan.from_json(self.common.example().to_json())
-        if self.is_fresh() and self.common.serves(example) and self._base is not None:
-            self._add(example)
-
-    def _add(self, plan: Plan) -> None:
-        if self._base is not None and self._owners is not None:
-            try:
-                self._base.add(plan, self._owners, self._outside, self._inside)
-            finally:
-                self._come_back()
+        if self.is_fresh() and self.common.serves(example) and self._base and self._owners:
+            self._base.rehearse(example, self._owners, self._outside, self._inside)
+            self._come_back()
 
     def _come_back(self) -> None:
         if self._outside >= 0:
@@ -113,11 +107,15 @@ class Ground:
 
     def give(self, plan: Plan) -> None:
         """Have the zygote begin to serve a plan. Raises `OSError`, `SetupError`, see `Base.add`."""
-        self._add(plan)
-        if self._owners is not None:
-            self._owners.close()
         with contextlib.suppress(ConnectionError):  # should it have died: that is heard later
             self.channel.send(plan.to_json())
+            if self._base and self._owners:
+                try:
+                    self._base.add(plan, self._owners, self._outside, self._inside)
+                finally:
+                    self._come_back()
+                    self._owners.close()
+            self.channel.send(b"go")
 
     def end(self) -> None:
         """End the zygote, and all its sandboxes; returns when they are gone."""

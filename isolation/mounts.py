@@ -6,6 +6,7 @@ sandbox in its own copy of that. Sources: mount(2), pivot_root(2), mount_setattr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -18,7 +19,7 @@ from .marks import Marks
 from .plan import AUTHORITY, BUNDLES, DEVICES, HOME, PRIVATE, TRUSTED, Common, Plan
 from .stage import Stage
 
-_STAGE = "/tmp"
+_STAGE, _REHEARSED = "/tmp", "/usr"
 _WRITABLE = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
 _BIND_READ_ONLY = libc.MOUNT_ATTR_RDONLY | _WRITABLE
 
@@ -72,13 +73,7 @@ class Base:
         """
         libc.setns(outside, libc.CLONE_NEWNS)
         trees = self._open_grants(plan, owners)
-        host = next((path for path in BUNDLES if os.path.isfile(path)), None)
-        # Not through a link: its target is mounted over itself, or is not in the view.
-        bundles = [path for path in BUNDLES if os.path.realpath(path) == path]
-        trusted = ""
-        if plan.authority and host is not None:
-            with open(host) as file:
-                trusted = file.read()
+        trusted, bundles = _bundles() if plan.authority else ("", [])
         libc.setns(inside, libc.CLONE_NEWNS)
         for path, text in plan.files.items():
             self._stage.write(path, text.encode(), 0o444)
@@ -86,6 +81,12 @@ class Base:
             _attach(fd, path)
         if plan.authority:
             self._add_authority(plan.authority, trusted, bundles)
+
+    def rehearse(self, example: Plan, owners: Owners, outside: int, inside: int) -> None:
+        """As `add`, and take it away again. Raises nothing: what cannot be will be said of a plan."""
+        with contextlib.suppress(OSError, SetupError):
+            self.add(example._replace(read=(_REHEARSED,)), owners, outside, inside)
+            libc.umount2(_REHEARSED, libc.MNT_DETACH)
 
     def _open_grants(self, plan: Plan, owners: Owners) -> list[tuple[int, str]]:
         granted = {path: _BIND_READ_ONLY for path in plan.read}
@@ -111,6 +112,17 @@ class Base:
         for path in bundles:
             if os.path.isfile(path):
                 _attach(_tree(TRUSTED, _BIND_READ_ONLY), path)
+
+
+def _bundles() -> tuple[str, list[str]]:
+    """What the host trusts, and where it is said."""
+    host = next((path for path in BUNDLES if os.path.isfile(path)), None)
+    # Not through a link: its target is mounted over itself, or is not in the view.
+    bundles = [path for path in BUNDLES if os.path.realpath(path) == path]
+    if host is None:
+        return "", bundles
+    with open(host) as file:
+        return file.read(), bundles
 
 
 def _short_first(trees: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:

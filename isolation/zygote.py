@@ -13,7 +13,6 @@ Theory of operation
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -68,11 +67,14 @@ def become_zygote(keeper: socket.socket, gateway: socket.socket, common: Common)
         keeper.send(b"{}")
         if text := keeper.recv(1 << 20):
             plan = Plan.from_json(text)
+            zygote.know(plan)
             if add:
                 add(plan)
+            if not keeper.recv(16):  # until the view is whole
+                raise ConnectionError
             if plan.namespaces:
                 libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
-            zygote.serve(plan)
+            zygote.serve()
     except ConnectionError:
         pass  # keeper or gateway has gone, and so does all of this
     except BaseException as error:  # the keeper must hear of it, whatever it was
@@ -117,6 +119,7 @@ def _build(common: Common) -> Callable[[Plan], None]:
     _unshare(libc.CLONE_NEWNS)
     inside = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     base = Base(common)
+    base.rehearse(common.example(), Owners(None), outside, inside)
 
     def add(plan: Plan) -> None:
         base.add(plan, Owners(None), outside, inside)
@@ -168,33 +171,34 @@ class Zygote:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     def rehearse(self, example: Plan) -> None:
-        """Begin a sandbox and let it go, but for its network: the first one's is the next.
+        """Make a sandbox and let it go, but for its network: the first one's is the next.
 
         A fork's memory is its own only when it has been written to, which takes as long as all else.
         """
-
-        def interrupt() -> list[int]:
-            raise InterruptedError
-
         marks: dict[str, list[str]] = {"hide": [], "protect": []}
         slot = Slot(json.loads(json.dumps({"spawn": 0, "group": 0, "terminal": [], **marks})))
-        with contextlib.suppress(OSError):  # whoever asks for a sandbox will hear of it
+        null = os.open(
+            "/dev/null", os.O_RDWR | os.O_CLOEXEC
+        )  # takes what would move it to a cgroup, too
+        try:
             self._networks.append(new_network())
-            slot.prepare(
-                Plan.from_json(example.to_json()),
-                self._home,
-                self._networks[0],
-                [],
-                self._bpf,
-                interrupt,
-            )
-        slot.network = -1
-        slot.abandon()
+            plan = Plan.from_json(example.to_json())
+            slot.prepare(plan, self._home, self._networks[0], [null] * 4, self._bpf, lambda: [null])
+            slot.limit(plan, self._open_files)
+        except OSError:
+            pass  # whoever asks for a sandbox will hear of it
+        finally:
+            slot.network = -1
+            slot.abandon()
+            os.close(null)
 
-    def serve(self, plan: Plan) -> None:
-        """Serve until the keeper closes its end."""
+    def know(self, plan: Plan) -> None:
+        """Take what is to be served."""
         self._plan = plan
         os.write(self._bpf, plan.bpf)
+
+    def serve(self) -> None:
+        """Serve until the keeper closes its end. Needs a plan and its view."""
         for channel in (self._keeper, self._gateway, self._ooms):
             self._epoll.register(channel, select.EPOLLIN)
         if self._plan.network and (problem := probe_doors()):

@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from purplebox.isolation import Engine, SetupError, link
+from purplebox.isolation import Engine, SetupError, forkserver, link
 from purplebox.isolation.forkserver import ForkServer
 from purplebox.policies import load_policy
 
@@ -113,6 +113,17 @@ async def test_a_server_that_is_stopped_is_not_waited_for(
         assert stopped.returncode == -signal.SIGKILL
         assert await true(engine) == 0  # its keeper has gone on
     async with Engine(BASE, workspace) as engine:
+        assert await true(engine) == 0
+
+
+async def test_a_server_that_cannot_live_is_not_started_for_ever(
+    server: ForkServer, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(forkserver, "program", "raise SystemExit(int({}))".format)
+        with pytest.raises(SetupError, match="the fork server does not live"):
+            await Engine(BASE, workspace).__aenter__()
+    async with Engine(BASE, workspace) as engine:  # the control
         assert await true(engine) == 0
 
 

@@ -173,3 +173,10 @@ def test_what_the_host_mounts_and_writes_meanwhile_is_seen(workspace: Path, tmp_
     assert ran.returncode == 0, ran.stderr
     before, after = "before:x:1:", "after:x:1:"
     assert json.loads(ran.stdout) == [[before], [before, "inside"], [after, "inside"]]
+
+
+async def test_what_was_rehearsed_leaves_no_mount(workspace: Path) -> None:
+    async with Engine(BASE, workspace) as engine:
+        result = await engine.run(["cut", "-d ", "-f5", "/proc/self/mountinfo"])
+    mounted = result.stdout.decode().split()
+    assert [mounted.count(path) for path in ("/", "/usr", "/dev/null")] == [1, 1, 1], mounted
