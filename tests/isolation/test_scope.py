@@ -77,3 +77,92 @@ def test_where_systemd_does_not_run_nobody_is_asked(monkeypatch: pytest.MonkeyPa
     assert not scope.can_ask()
     monkeypatch.setattr(scope, "_BUSCTL", ("/nonexistent",))
     assert not scope.ask()
+
+
+# What an MCP client does with a registered `purple serve`: starts it, calls a tool, and kills it.
+CLIENT = """
+import json, os, pathlib, subprocess, sys, time
+purple = [sys.executable, "-m", "purplebox.gateway.cli"]
+groups = pathlib.Path("/sys/fs/cgroup")
+
+def scopes():
+    return {str(path) for path in groups.rglob("purple-*.scope")}
+
+def processes(scope):
+    found = []
+    for directory, _, _ in os.walk(scope):
+        try:
+            found += pathlib.Path(directory, "cgroup.procs").read_text().split()
+        except OSError:
+            pass
+    return found
+
+before = scopes()
+doctor = subprocess.run([*purple, "doctor", "--json"], capture_output=True, text=True)
+server = subprocess.Popen(
+    [*purple, "serve", "-p", "base", "--workspace", sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+)
+
+def tell(message):
+    server.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\\n")
+    server.stdin.flush()
+
+def ask(number, method, params):
+    tell({"id": number, "method": method, "params": params})
+    for line in server.stdout:
+        if (said := json.loads(line)).get("id") == number:
+            return said["result"]
+
+who = {"name": "client", "version": "1"}
+ask(1, "initialize", {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": who})
+tell({"method": "notifications/initialized"})
+short = ask(2, "tools/call", {"name": "shell", "arguments": {"command": "echo hi"}})
+command = "(setsid sleep 3600 &); echo > begun; sleep 3600"
+tell({"id": 3, "method": "tools/call", "params": {"name": "shell", "arguments": {"command": command}}})
+while not os.path.exists(sys.argv[1] + "/begun"):
+    time.sleep(0.01)
+(scope,) = scopes() - before
+inside = len(processes(scope))
+limits = [p.read_text() for p in pathlib.Path(scope).rglob("memory.max")]
+server.kill()
+server.wait()
+while os.path.exists(scope):  # ends by the test's own time limit if it never does
+    time.sleep(0.01)
+def sleeps(process):
+    try:
+        return b"sleep\\x003600" in (process / "cmdline").read_bytes()
+    except OSError:  # it has ended
+        return False
+
+sleeping = list(filter(sleeps, pathlib.Path("/proc").glob("[0-9]*")))
+print(json.dumps({
+    "doctor": {f["layer"]: f["status"] for f in json.loads(doctor.stdout)}, "status": doctor.returncode,
+    "text": short["content"][0]["text"], "scope": scope, "inside": inside, "limits": limits,
+    "sleeping": len(sleeping), "own": pathlib.Path("/proc/self/cgroup").read_text(),
+}))
+"""
+
+
+@pytest.mark.parametrize("place", ["service", "scope"])
+def test_a_server_that_a_client_starts_has_its_scope_and_leaves_nothing(
+    place: str, workspace: Path
+) -> None:
+    if not os.path.isdir("/run/systemd/system") or os.path.exists("/sys/fs/cgroup/memory"):
+        pytest.skip("needs a host that systemd runs, on cgroup v2")
+    manager = ["--user"] if os.geteuid() else []
+    how = ["--scope"] if place == "scope" else ["--wait", "--pipe", "--collect"]
+    # A service has nothing of its caller's environment; a client's has at least this.
+    kept = [f"--setenv={name}={os.environ[name]}" for name in ("HOME", "PATH")]
+    ran = subprocess.run(
+        ["systemd-run", *manager, "-q", *how, *kept, sys.executable, "-c", CLIENT, str(workspace)],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "XDG_RUNTIME_DIR": f"/run/user/{os.geteuid()}"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(ran.stdout)
+    assert place in said["own"]  # the control: where the client was
+    assert (set(said["doctor"].values()), said["status"]) == ({"full"}, 0), said
+    assert said["text"].startswith("hi")
+    assert said["inside"] >= 4  # zygote, pid 1 and what the command has started
+    assert any(limit != "max\n" for limit in said["limits"]), said
+    assert said["sleeping"] == 0
