@@ -4,8 +4,11 @@ A sandbox gets the nodes of the GPUs that its policy names; those of others are 
 is how container runtimes keep GPUs apart, too. Drivers' libraries are system software and seen anyway.
 Nodes that drive a display (/dev/dri/card*, nvidia-modeset) are for nobody: computing needs none.
 
+Under WSL2 one node, /dev/dxg, is all GPUs of the machine, and Windows's libraries are in /usr/lib/wsl.
+
 Sources: kernel Documentation/gpu/drm-uapi.rst, "Render nodes"; Documentation/ABI/stable/sysfs-devices;
-NVIDIA's driver README, "Device Node Access" and its MIG user guide; ROCm's "Running in containers".
+NVIDIA's driver README, "Device Node Access" and its MIG user guide; ROCm's "Running in containers";
+igo95862/bubblejail#123 (/sys/module/nvidia), nolabs-ai/nono#673 and NVIDIA/OpenShell#710 (`Plan.names_threads`).
 """
 
 from __future__ import annotations
@@ -19,9 +22,12 @@ _NVIDIA = re.compile(r"nvidia(\d+)")
 _RENDER = re.compile(r"renderD(\d+)")
 # Of all GPUs of one maker together.
 _NVIDIA_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
+# libGLX and libnvidia-ml take the driver for absent without initstate and version.
+_NVIDIA_FACTS = ("/sys/module/nvidia", "/sys/module/nvidia_uvm", "/sys/module/nvidia_drm")
 _AMD_NODES = ("/dev/kfd",)
 _AMD_FACTS = ("/sys/class/kfd/kfd", "/sys/devices/virtual/kfd", "/sys/module/amdgpu")
 # Which memory and CPUs are near; which libraries implement an interface.
+_DXG = "/dev/dxg"
 _FACTS = (
     "/sys/devices/system/cpu", "/sys/devices/system/node",
     "/etc/OpenCL", "/etc/glvnd", "/etc/vulkan",
@@ -47,7 +53,7 @@ def find_gpus(root: str = "") -> dict[int, Gpu]:
     for number in _numbers(f"{root}/dev", _NVIDIA):
         nodes = (f"/dev/nvidia{number}", *_NVIDIA_NODES, *_mig_nodes(number, root))
         address = next((a for a, n in addresses.items() if n == number), None)
-        found[number] = Gpu(nodes, _pci(address, root) if address else ())
+        found[number] = Gpu(nodes, (*_NVIDIA_FACTS, *(_pci(address, root) if address else ())))
     others: list[Gpu] = []
     for number in _numbers(f"{root}/dev/dri", _RENDER):
         name = f"renderD{number}"
@@ -70,6 +76,8 @@ def find_gpus(root: str = "") -> dict[int, Gpu]:
                 (*read, *(_AMD_FACTS if amd else ())),
             )
         )
+    if os.path.exists(root + _DXG):
+        others.append(Gpu((_DXG,), ()))
     after = max(found, default=-1) + 1
     return {**found, **{after + n: gpu for n, gpu in enumerate(others)}}
 

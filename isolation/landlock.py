@@ -82,6 +82,15 @@ def create_ruleset(
             os.close(fd)
 
 
+def add_writing(ruleset: int, directory: str, abi: int) -> None:
+    """Let files below `directory` be written, too, by whoever will be restricted to `ruleset`."""
+    fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+    try:
+        _add(ruleset, fd, (WRITE_FILE | TRUNCATE) & handled_access(abi))
+    finally:
+        os.close(fd)
+
+
 def restrict_self(ruleset: int) -> None:
     """Restrict this thread and its children, for good; no_new_privs must be set."""
     libc.syscall(libc.SYS_landlock_restrict_self, ruleset, 0, name="landlock_restrict_self")
@@ -123,12 +132,15 @@ def _create(abi: int, rules: Sequence[tuple[int, int]], network: int = 0) -> int
             access &= handled
             if not stat.S_ISDIR(os.fstat(fd).st_mode):
                 access &= _FILE_ONLY
-            rule = _PathBeneath(access, fd)
-            libc.syscall(
-                libc.SYS_landlock_add_rule, ruleset, 1, ctypes.byref(rule), 0,
-                name="landlock_add_rule",
-            )  # fmt: skip
+            _add(ruleset, fd, access)
     except BaseException:
         os.close(ruleset)
         raise
     return ruleset
+
+
+def _add(ruleset: int, fd: int, access: int) -> None:
+    rule = _PathBeneath(access, fd)
+    libc.syscall(
+        libc.SYS_landlock_add_rule, ruleset, 1, ctypes.byref(rule), 0, name="landlock_add_rule"
+    )

@@ -7,6 +7,7 @@ capabilities, pid 1 has lost by being executed: capabilities(7).
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ from . import capabilities, landlock, libc, pid1
 from .cgroup import MAX_FILES
 from .plan import HOME, PRIVATE, Plan
 
-FIRST_FREE = pid1.GROUPS + MAX_FILES
+FIRST_FREE = pid1.GROUPS + MAX_FILES + 1  # a gate
 _SIGNALS = [int(number) for number in signal.valid_signals()]
 
 
@@ -56,6 +57,30 @@ class Home:
             raise RuntimeError("the zygote cannot come back from a sandbox") from error
 
 
+class Gate:
+    """Where a pid 1 waits: it writes there as to its cgroup's files, and a full pipe takes nothing.
+
+    Attributes:
+        end: For pid 1: the pipe's other end, too, so that it may come after we have closed ours.
+    """
+
+    def __init__(self) -> None:
+        self._reader, writer = os.pipe2(os.O_CLOEXEC)
+        self._size = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+        os.write(writer, bytes(self._size))
+        os.close(writer)
+        self.end = os.open(f"/proc/self/fd/{self._reader}", os.O_RDWR | os.O_CLOEXEC)
+
+    def open(self) -> None:
+        """Let it go on."""
+        os.read(self._reader, self._size)
+
+    def close(self) -> None:
+        """Close our ends."""
+        os.close(self._reader)
+        os.close(self.end)
+
+
 def create_ruleset(plan: Plan) -> int | None:
     """The view once more, for Landlock; None where there is none. Call when all is mounted."""
     write = [*PRIVATE, "/dev", *plan.write]
@@ -65,8 +90,9 @@ def create_ruleset(plan: Plan) -> int | None:
 
 
 def start_pid_1(
-    plan: Plan, fds: Sequence[int | str], ruleset: int | None, bpf: int, groups: Sequence[int]
-) -> int:
+    plan: Plan, fds: Sequence[int | str], ruleset: int | None, bpf: int, groups: Sequence[int],
+    gate: Gate | None = None,
+) -> int:  # fmt: skip
     """Start pid 1 of the namespaces entered last, in the command's working directory.
 
     Args:
@@ -79,6 +105,7 @@ def start_pid_1(
             namespace of its own, for RLIMIT_NPROC counts processes per user namespace and id since
             Linux 5.14, and one sandbox's must not be another's. (Not with several ids: it could
             map one only.)
+        gate: Where it is to wait before it restricts itself; None for nowhere.
 
     Returns:
         Its pid, in the zygote's namespace.
@@ -87,8 +114,11 @@ def start_pid_1(
     """
     os.chdir(plan.workspace or HOME)
     program = os.path.exists(pid1.PATH)
-    if not (groups or plan.id_maps) or not program:
-        return _fork_pid_1(plan, fds, [ruleset, bpf, *groups], program=program)
+    alone = not (groups or plan.id_maps)
+    if gate is not None:
+        groups = [*groups, gate.end]
+    if alone or not program:
+        return _fork_pid_1(plan, fds, [ruleset, bpf, *groups], alone=alone, program=program)
     actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]] = []
     for target, source in enumerate([*fds, ruleset, bpf, *groups]):
         if isinstance(source, int):
@@ -108,8 +138,9 @@ def _argv(ruleset: int | None, groups: int) -> list[str]:
 
 
 def _fork_pid_1(
-    plan: Plan, fds: Sequence[int | str], closed_by: Sequence[int | None], *, program: bool
-) -> int:
+    plan: Plan, fds: Sequence[int | str], closed_by: Sequence[int | None], *, alone: bool,
+    program: bool,
+) -> int:  # fmt: skip
     ruleset, _, *groups = closed_by
     reader, writer = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -120,7 +151,7 @@ def _fork_pid_1(
         os.close(reader)
         return pid
     try:
-        if not (groups or plan.id_maps):
+        if alone:
             ids = os.geteuid(), os.getegid()
             libc.unshare(libc.CLONE_NEWUSER)
             write_id_maps(*ids, *ids)

@@ -207,6 +207,15 @@ class Plan(NamedTuple):
         return Common(self.system, self.devices, self.id_maps, self.namespaces)
 
     @property
+    def names_threads(self) -> bool:
+        """Whether a driver's library has to write below /proc.
+
+        NVIDIA's, since version 570, names threads that it has made: pthread_setname_np(3) writes to
+        /proc/self/task/TID/comm, and if it may not, cuInit fails (304, "OS call failed").
+        """
+        return "/dev/nvidiactl" in self.devices or "/dev/dxg" in self.devices
+
+    @property
     def bpf(self) -> bytes:
         """The seccomp program."""
         return binascii.a2b_base64(self.seccomp)

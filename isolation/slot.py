@@ -9,7 +9,8 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .lockdown import Home, create_ruleset, start_pid_1
+from .landlock import add_writing
+from .lockdown import Gate, Home, create_ruleset, start_pid_1
 from .marks import Marks
 from .mounts import mount_private, mount_proc, seal_root
 from .netns import new_network, open_doors
@@ -61,7 +62,7 @@ class Slot:
             group: Gives the files of its cgroup, once they are needed. They are being made at the
                 same time.
         """
-        ruleset = inner = None
+        ruleset = inner = gate = None
         try:
             self.network = new_network() if network is None else network
             home.leave(self.network)
@@ -79,15 +80,22 @@ class Slot:
                 for index in self._terminal:
                     sources[index] = TERMINAL
             ruleset = create_ruleset(plan)
-            self.pid_1 = start_pid_1(plan, sources, ruleset, bpf, group())
+            if ruleset is not None and plan.names_threads:
+                gate = Gate()  # its own /proc is to be in the ruleset, and does not exist before it
+            self.pid_1 = start_pid_1(plan, sources, ruleset, bpf, group(), gate)
             self.pidfd = os.pidfd_open(self.pid_1)
-            mount_proc(self.pid_1, held_by_landlock=ruleset is not None)
+            mount_proc(self.pid_1, held_by_landlock=ruleset is not None and gate is None)
+            if ruleset is not None and gate is not None:
+                add_writing(ruleset, "/proc", plan.landlock_abi)
+                gate.open()
             seal_root()
         finally:
             home.come_back()
             for fd in (ruleset, inner):
                 if fd is not None:
                     os.close(fd)
+            if gate is not None:
+                gate.close()
 
     def limit(self, plan: Plan, open_files: tuple[int, int]) -> None:
         """Hold pid 1, and so whatever it starts, by rlimits: in all that its cgroup does not hold.

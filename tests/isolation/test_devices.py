@@ -65,6 +65,7 @@ def two_nvidia(root: Path) -> None:
 
 def test_a_gpu_has_its_nodes_and_none_of_another(tmp_path: Path) -> None:
     two_nvidia(tmp_path)
+    put(tmp_path, "/sys/module/nvidia/initstate", "/sys/module/nvidia_uvm/initstate", text="live\n")
     nodes, read = grant_gpus([1], str(tmp_path))
     assert set(nodes) == {
         "/dev/nvidia1", *NVIDIA, "/dev/nvidia-caps/nvidia-cap12", "/dev/dri/renderD130",
@@ -72,6 +73,7 @@ def test_a_gpu_has_its_nodes_and_none_of_another(tmp_path: Path) -> None:
     assert {
         "/sys/devices/pci0000:00/0000:02:00.0", "/sys/bus/pci/devices/0000:02:00.0",
         "/sys/class/drm/renderD130", "/sys/dev/char/226:130",
+        "/sys/module/nvidia", "/sys/module/nvidia_uvm",
     } == set(read)  # fmt: skip
     both, _ = grant_gpus("all", str(tmp_path))
     assert {"/dev/nvidia0", "/dev/nvidia1", "/dev/dri/renderD129"} < set(both)
@@ -168,6 +170,20 @@ try:
 except OSError as error:
     said["made"] = errno.errorcode[error.errno]
 said["groups"] = os.getgroups()
+import threading
+going = threading.Event()
+thread = threading.Thread(target=going.wait)
+thread.start()
+for path in (
+    f"self/task/{thread.native_id}/comm", "self/comm", "1/comm", "1/mem", "1/oom_score_adj", "sysrq-trigger",
+    "sys/kernel/core_pattern", "sys/kernel/hostname", "irq/default_smp_affinity"
+):
+    try:
+        os.close(os.open("/proc/" + path, os.O_WRONLY))
+        said[path.replace(str(thread.native_id), "TID")] = "ok"
+    except OSError as error:
+        said[path.replace(str(thread.native_id), "TID")] = errno.errorcode[error.errno]
+going.set()
 print(json.dumps(said))
 '''
 async def main():
@@ -215,3 +231,23 @@ def test_roots_sandbox_is_in_the_group_of_its_node_and_in_no_other(
     assert (without["dri/renderD128"], without["groups"]) == ("ENOENT", [])
     assert (with_it["dri/renderD128"], with_it["dri/renderD129"]) == ("0000", "ENOENT")
     assert len(list(with_it["groups"])) == 1  # type: ignore[call-overload]
+
+
+def test_nvidias_library_may_name_its_threads_and_proc_is_held_all_the_same(
+    tmp_path: Path, workspace: Path
+) -> None:
+    none, gpu = staged(tmp_path, workspace, "none", [0])
+    assert (none["self/task/TID/comm"], none["self/comm"]) == ("EACCES", "EACCES")
+    assert (gpu["self/task/TID/comm"], gpu["self/comm"]) == ("ok", "ok")
+    for path in (
+        "1/comm", "1/mem", "1/oom_score_adj", "sysrq-trigger", "sys/kernel/core_pattern",
+        "sys/kernel/hostname", "irq/default_smp_affinity"
+    ):  # fmt: skip
+        assert gpu[path] in ("EACCES", "EPERM", "EROFS", "ENOENT"), (path, gpu[path])
+
+
+def test_under_wsl_one_node_is_all_gpus(tmp_path: Path) -> None:
+    put(tmp_path, "/dev/dxg")
+    assert grant_gpus([0], str(tmp_path)) == (("/dev/dxg",), ())
+    two_nvidia(tmp_path)
+    assert grant_gpus([2], str(tmp_path))[0] == ("/dev/dxg",)
