@@ -18,8 +18,8 @@ Theory of operation
     The command is not pid 1 itself, which the kernel shields from its own signals
     (pid_namespaces(7)). pid 1 is no Python, because fork, memory and exit of an interpreter would
     be the better part of a sandbox's cost, and no C library, whose start costs more than all that
-    it does: so it is written in assembler, pid1_x86_64.S, whose bytes stand below. Elsewhere
-    `serve` does the same in a fork of the zygote.
+    it does: so it is written in assembler, pid1_x86_64.S and pid1_aarch64.S, whose bytes stand
+    below. Elsewhere `serve` does the same in a fork of the zygote.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .rlimits import rusage
 CONTROL, RULESET, FILTER, GROUPS = 3, 4, 5, 6
 PATH = "/run/purple/init"  # in the view
 TERMINAL = "/dev/pts/0"  # the first of a sandbox's own devpts
-# As in pid1_x86_64.S; within two mebibytes, for which one page of page table is enough.
+# As in pid1_*.S; within two mebibytes, for which one page of page table is enough.
 _TEXT, _BUFFER, _BUFFER_BYTES = 0x400000, 0x410000, 1 << 20
 _HEAD = struct.Struct("=6Q")  # length of the order; program, argv, envp, directory, terminal
 _RESULT = struct.Struct("=iiii18q")  # setup, exec, status, -, struct rusage
@@ -54,9 +54,18 @@ AAAQAEwp6g8FSIXAfn9JAcVJg/0wct1MOyty2Lg4AAAAvxEBAAAx9jHSRTHSRTHADwWFwHg+dF9BicZF
 A3LtuD0AAABIx8f/////SI11CDHSTI1VEA8FhcB4B0Q58HXf6wX32IlFALgBAAAAvwMAAABIie66oAAAAA8FuOcAAAAx/w8F9LhwAAAA
 DwVIi3MoSIX2dCC4AQEAAEjHx5z///+6AgAAAA8FhcB4PInHuAMAAAAPBUiLeyBIhf90C7hQAAAADwWFwHgfuAMAAAC/AwAAAA8FuDsA
 AABIi3sISItzEEiLUxgPBffYiUUEuOcAAAC/fwAAAA8F9A==
-"""
+""",
+    "aarch64": """
+9gNA+fUHQPkzCKDSNAqg0gAGgFLgDx/41wCAUtYGAHGAAQBUCAiA0uADFyrhAwCRIgCA0gEAANSACvi3KAeA0uADFyoBAADU9wYAEfT//xfo
+FIDSgACA0gEAgNIBAADUQAn4t6ACQDkfuAFxwAAAVMg3gNKAAIDSAQCA0gEAANRACPi3aAiA0qAAgNLhAxOqIgCg0gMAgNIBAADUoQKAkh8A
+APEgAICaAAf4twD8Q9PgT7+pqCKA0iAAgNIBAIDS4gMAkQEAANQABvi3KAeA0oAAgNIBAADUoACA0gEAANQWAIDS6AeA0mAAgNJhAhaLAgKg
+0kIAFssBAADUHwAA8S0FAFTWAgCL38IA8cP+/1RgAkD53wIA62P+/1SIG4DSICKA0gEAgNICAIDSAwCA0gQAgNIBAADUgAL4t8ADALT3AwAq
+FgCAUigHgNLgAxYqAQAA1NYGABHfDgBxg///VIgggNIAAICSgSIAkQIAgNKDQgCRAQAA1IAA+LcfABdrAf//VAMAABTgAwBLgAIAuQgIgNJg
+AIDS4QMUqgIUgNIBAADUyAuA0gAAgNIBAADUAAAg1KgTgNIBAADUYRZA+QEBALQIB4DSYAyAkkIAgNIBAADU4AH4tygHgNIBAADUYBJA+YAA
+ALQoBoDSAQAA1AAB+LcoB4DSYACA0gEAANSoG4DSYIZAqWIOQPkBAADU4AMAS4AGALnIC4DS4A+A0gEAANQAACDU
+""",
 }
-_MACHINE = {"x86_64": 62}  # EM_… of <elf.h>
+_MACHINE = {"x86_64": 62, "aarch64": 183}  # EM_… of <elf.h>
 
 
 def code(machine: str) -> bytes | None:
@@ -139,7 +148,7 @@ def report(result: bytes) -> dict[str, Any]:
 
 
 def serve(program: bytes, *, restricted: bool, groups: int = 0) -> NoReturn:
-    """Be pid 1, in a fork of the zygote: what pid1_x86_64.S does, for other machines.
+    """Be pid 1, in a fork of the zygote: what pid1_*.S do, for other machines.
 
     Args:
         program: The seccomp filter.
