@@ -325,7 +325,12 @@ class Cgroup:
 
     def _counter(self, path: str) -> int | None:
         fd = self._open.get(path)
-        return _number(path) if fd is None else _to_number(os.pread(fd, 64, 0))
+        if fd is None:
+            return _number(path)
+        try:
+            return _to_number(os.pread(fd, 64, 0))
+        except OSError:  # ENODEV: the keeper has ended, and its cgroups with it
+            return None
 
     def count(self, plan: Plan) -> Counters:
         """What has been counted so far.
