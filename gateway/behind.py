@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..isolation import CommandNotFound, Engine, View
 from ..isolation.egress.dial import SystemResolver
 from ..policies import Policy, PolicySource
-from .calls import Version
+from .call import Version
 from .config import ServerSpec, with_secrets
 from .elsewhere import Elsewhere, connector_to, leave_of, policy_for
 from .gateway import Gateway

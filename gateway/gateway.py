@@ -19,7 +19,8 @@ from ..isolation.cancellation import uncancelled
 from ..policies import Policy, PolicySource
 from .approvals import Approvals, Asker, Callback, Question
 from .audit import AuditLog, default_path, spans
-from .calls import Approver, Call, Calls, Outcome, Progress, Refusal, Stage, Version
+from .call import Call, Outcome, Progress, Refusal, Version
+from .calls import Approver, Calls, Stage
 from .limits import Limits
 from .processes import Processes
 from .reasons import Reason

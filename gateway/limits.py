@@ -25,8 +25,8 @@ from .wire.jsonrpc import is_list, is_object
 
 if TYPE_CHECKING:
     from ..policies import Decision
-    from ..policies.model import Limit
-    from .calls import Call, Ran, Refusal, Version
+    from ..policies.judging import Limit
+    from .call import Call, Ran, Refusal, Version
 
 SLOTS = 60
 MOST_COUNTERS = 4096
@@ -192,7 +192,7 @@ def _concerns(limit: Limit, call: Call) -> bool:
 
 
 def _refusal(version: Version, index: int, limit: Limit, name: str, wait: float) -> Refusal:
-    from .calls import Refusal
+    from .call import Refusal
 
     seconds = max(1, math.ceil(wait))
     rule = f"limits[{index}].{'time' if name == 'seconds' else name}"

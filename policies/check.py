@@ -17,7 +17,8 @@ from .hosts import WEB_PORTS
 from .request import BUILT_IN
 
 if TYPE_CHECKING:
-    from .model import HostRule, Policy, ToolRule
+    from .judging import ToolRule
+    from .model import HostRule, Policy
 
 Kind = Literal["shadowed", "dead", "contradictory", "too wide"]
 _Found = tuple[Kind, str, str]  # kind, key, text

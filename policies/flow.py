@@ -21,7 +21,8 @@ from .request import restricted_as
 from .rules import CODES, ORDER, Decision, Effect
 
 if TYPE_CHECKING:
-    from .model import FlowRule, Policy
+    from .judging import FlowRule
+    from .model import Policy
     from .narrow import Grant
     from .request import Request
 

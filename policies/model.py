@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from .units import parse_bytes, parse_cores, parse_seconds
+from .judging import Approvals, Audit, FlowRule, Limit, Pins, Screens, Tools
+from .section import Bytes, Cores, Seconds, Section
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes)]
-Cores = Annotated[float, BeforeValidator(parse_cores)]
-Seconds = Annotated[float, BeforeValidator(parse_seconds)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
-Effect = Literal["allow", "ask", "deny"]
-ArgumentKind = Literal["read", "write", "path", "url", "command"]
 LayerName = Literal[
     "namespaces", "mounts", "capabilities", "landlock", "seccomp", "cgroup", "network"
 ]
@@ -29,11 +24,7 @@ _ALWAYS: tuple[LayerName, ...] = (
 _digests: dict[int, tuple[Policy, str]] = {}
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
-
-
-class Filesystem(_Section):
+class Filesystem(Section):
     """What of the host is visible. System software always is, read-only."""
 
     workspace: Literal["none", "read", "write", "overlay"] = "write"
@@ -44,7 +35,7 @@ class Filesystem(_Section):
     tmp_bytes: Bytes = Field(default=512 << 20, alias="tmp_size")
 
 
-class ArgumentTest(_Section):
+class ArgumentTest(Section):
     """A comparison of an argument of a system call, as many bits of it as the kernel reads, unsigned.
 
     `masked_eq` holds when all bits of `value` are set.
@@ -63,7 +54,7 @@ class SyscallRule(ArgumentTest):
     action: Literal["allow", "deny"] = "allow"
 
 
-class Syscalls(_Section):
+class Syscalls(Section):
     """Names and @groups; `allow` adds to @runtime."""
 
     default_deny: bool = True
@@ -72,13 +63,13 @@ class Syscalls(_Section):
     rules: tuple[SyscallRule, ...] = ()
 
 
-class Capabilities(_Section):
+class Capabilities(Section):
     """Capabilities that the payload keeps."""
 
     keep: tuple[str, ...] = ()
 
 
-class Resources(_Section):
+class Resources(Section):
     """Limits; None is no limit. What happens at each is in the result.
 
     At `memory_limit` and `timeout` everything in the sandbox is killed. Beyond `processes`,
@@ -100,7 +91,7 @@ class Resources(_Section):
     background: int = Field(default=4, ge=0, le=64)
 
 
-class HostRule(_Section):
+class HostRule(Section):
     """A host pattern, narrowed by port, method and path. What is left out narrows nothing, but that
     an allow rule without `ports` means 80 and 443; an empty list is an error.
 
@@ -115,7 +106,7 @@ class HostRule(_Section):
     addresses: tuple[str, ...] = Field(default=(), min_length=1)
 
 
-class Credential(_Section):
+class Credential(Section):
     """A secret that the gateway puts in, into a header or a query parameter of requests to `host`.
 
     `value` holds one of `${secret:NAME}` (the gateway's environment), `${file:path}` and
@@ -135,7 +126,7 @@ class Credential(_Section):
         return self
 
 
-class Network(_Section):
+class Network(Section):
     """Isolated is loopback only. Otherwise `allow` is what can be reached: nothing, when empty.
 
     `loopback` is whose: with `session`, ports of a session's background processes are on the localhost
@@ -176,7 +167,7 @@ class Network(_Section):
         return said
 
 
-class Devices(_Section):
+class Devices(Section):
     """Device nodes beyond /dev/null and its like.
 
     `gpu`: `all` are those that there are, be it none; an index is that of `isolation.devices`, and one
@@ -186,177 +177,14 @@ class Devices(_Section):
     gpu: Literal["none", "all"] | tuple[int, ...] = "none"
 
 
-class Environment(_Section):
+class Environment(Section):
     """Variables: `pass` from the caller by name, `set` by value."""
 
     pass_: tuple[str, ...] = Field(default=(), alias="pass")
-    set: dict[str, str] = {}
+    set: dict[str, str] = {}  # noqa: RUF012 (pydantic copies it)
 
 
-class ToolRule(_Section):
-    """A verdict on a tool call: globs on tool and server, a CEL expression on the rest."""
-
-    tool: str = "*"
-    server: str = "*"
-    when: str = "true"
-    effect: Effect
-    reason: str = ""
-
-
-class ApprovedCall(_Section):
-    """A call that a person has allowed for good: exactly these canonical arguments."""
-
-    tool: str
-    server: str = ""
-    arguments: dict[str, Any]
-
-
-class Tools(_Section):
-    """First deny, then ask, then allow; nothing matched: `default`.
-
-    `approved` are calls about which a person has answered `always`: where the verdict would be `ask`,
-    they are allowed. They change no denial.
-
-    `arguments` says of other servers' tools which argument (dotted) is a path, URL or command, so
-    that rules see it canonical: `{"github__*": {url: url, "target.path": read}}`.
-    """
-
-    default: Effect = "allow"
-    rules: tuple[ToolRule, ...] = ()
-    arguments: dict[str, dict[str, ArgumentKind]] = {}
-    approved: tuple[ApprovedCall, ...] = ()
-
-
-class FlowSource(_Section):
-    """What a session takes in: `read`, globs on paths; `host`, patterns as in `network`; `tool`, globs
-    on a tool's own name and `server__tool`. One text or several, of which any counts."""
-
-    read: Texts = ()
-    host: Texts = ()
-    tool: Texts = ()
-
-    @field_validator("host")
-    @classmethod
-    def _patterns(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
-        from .hosts import host_pattern
-
-        for host in hosts:
-            host_pattern(host)
-        return hosts
-
-    @model_validator(mode="after")
-    def _some(self) -> Self:
-        if not (self.read or self.host or self.tool):
-            raise ValueError("name at least one of `read`, `host` and `tool`")
-        return self
-
-
-class FlowLimit(_Section):
-    """What calls meet afterwards: `network`, those whose sandbox reaches any host; `tool`, those whose
-    name fits a glob."""
-
-    network: Literal["ask", "deny"] | None = None
-    tool: dict[str, Literal["ask", "deny"]] = {}
-
-    @model_validator(mode="after")
-    def _some(self) -> Self:
-        if self.network is None and not self.tool:
-            raise ValueError("name at least one of `network` and `tool`")
-        return self
-
-
-class FlowRule(_Section):
-    """Once a session has taken in what `after` names, its calls meet `then`, to its end."""
-
-    after: FlowSource
-    then: FlowLimit
-    reason: str = ""
-
-
-class Webhook(_Section):
-    """Where questions are posted, over https or to loopback.
-
-    `secret` holds one of `${secret:NAME}` (the gateway's environment), `${file:path}` and
-    `${command:…}`; it signs what is posted and what is answered. `callback` is the URL of this
-    gateway's `/approvals` as the other side reaches it; None: the answer is the response.
-    """
-
-    url: str = Field(pattern=r"^(https://|http://(127\.0\.0\.1|localhost|\[::1\])([:/]|$))")
-    secret: str = Field(min_length=1)
-    callback: str | None = None
-
-
-class Approvals(_Section):
-    """Who answers what a rule says `ask` about, and for how long they may think.
-
-    `clients` are globs on `stdio:NAME` and `http:PRINCIPAL`: a client that fits may show the question
-    itself (MCP elicitation). The default trusts the program that started the gateway, which runs as
-    the same user, and nobody on the network.
-    """
-
-    wall_seconds: Seconds = Field(default=300.0, alias="timeout", gt=0, le=86400)
-    clients: tuple[str, ...] = ("stdio:*",)
-    webhook: Webhook | None = None
-
-
-class Pins(_Section):
-    """What a tool server may not change without a person (`purple pins`).
-
-    `first_use: accept` trusts what a server says when it is first seen; `withhold` serves nothing of it
-    until a person has accepted it. `kinds` are what is pinned; an empty list pins nothing.
-    """
-
-    first_use: Literal["accept", "withhold"] = "accept"
-    kinds: tuple[Literal["launch", "instructions", "tools", "prompts", "resources"], ...] = (
-        "launch", "instructions", "tools", "prompts", "resources",
-    )  # fmt: skip
-
-
-class Audit(_Section):
-    """What the record holds of arguments and output."""
-
-    arguments: Literal["full", "hash", "none"] = "full"
-    output: Literal["full", "hash", "none"] = "hash"
-    redact: tuple[str, ...] = ("password", "token", "secret", "api_key", "authorization")
-
-
-class Limit(_Section):
-    """How much may be called: by what the globs name, counted for each combination of `per`.
-
-    Empty `per` counts all together. `calls`, `bytes` (arguments and results) and `time` (running)
-    are for a window of `every`; once one is reached, no further call begins until enough has left it.
-    """
-
-    tool: str = "*"
-    server: str = "*"
-    client: str = "*"
-    per: tuple[Literal["client", "session", "server", "tool"], ...] = ("client",)
-    every: Seconds = 60.0
-    calls: int | None = Field(default=None, ge=1)
-    concurrent: int | None = Field(default=None, ge=1)
-    bytes: Bytes | None = None
-    seconds: Seconds | None = Field(default=None, alias="time")
-
-    @model_validator(mode="after")
-    def _limits(self) -> Self:
-        if (self.calls, self.concurrent, self.bytes, self.seconds) == (None, None, None, None):
-            raise ValueError("say what is limited: `calls`, `concurrent`, `bytes` or `time`")
-        return self
-
-
-class Screens(_Section):
-    """What results and definitions are looked through for.
-
-    The policy's own credentials are redacted always. `wrap` marks text that speaks to the model as
-    untrusted; `withhold` hands on nothing of what holds such text.
-    """
-
-    characters: Literal["remove", "off"] = "remove"
-    secrets: Literal["redact", "flag", "off"] = "redact"
-    injection: Literal["flag", "wrap", "withhold", "off"] = "flag"
-
-
-class Policy(_Section):
+class Policy(Section):
     """One policy, whole and merged."""
 
     name: str = Field(min_length=1)

@@ -23,7 +23,8 @@ from .sieve import Sieve
 
 if TYPE_CHECKING:
     from .flow import Flow
-    from .model import Policy, ToolRule
+    from .judging import ToolRule
+    from .model import Policy
 
 Effect = Literal["allow", "ask", "deny"]
 # The refusals among them are reason codes of the gateway, by the same spelling.

@@ -29,14 +29,14 @@ from ...policies import PolicyError
 from ...policies.amend import Amendment, approve_always
 from ..audit import spans
 from ..audit.record import redact
-from ..calls import Approval, Call
+from ..call import Approval, Call
 from ..reasons import Reason
 from .question import Answer, Asker, Choice, Question, binding_of, describe, sandbox_words, title
 from .webhook import Waiting, Webhook
 
 if TYPE_CHECKING:
     from ...policies import Decision, Policy, PolicySource
-    from ..calls import Version
+    from ..call import Version
 
 MOST_OPEN, MOST_A_MINUTE = 16, 30  # of one session
 QUIET_SECONDS = 60.0

@@ -17,7 +17,7 @@ from ..audit.record import digest
 if TYPE_CHECKING:
     from ...isolation import Enforcement
     from ...policies import Decision, Grant, Policy
-    from ..calls import Call
+    from ..call import Call
 
 Choice = Literal["once", "session", "always", "deny"]
 CHOICES: Mapping[Choice, str] = {

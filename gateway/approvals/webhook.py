@@ -26,7 +26,7 @@ from ...isolation.egress.credentials import read_reference
 from .question import Answer, Choice, Question
 
 if TYPE_CHECKING:
-    from ...policies.model import Webhook as Settings
+    from ...policies.judging import Webhook as Settings
 
 _TOLERANCE_SECONDS = 300.0  # of the specification's reference libraries
 _MAX_ANSWER_BYTES = 64 << 10

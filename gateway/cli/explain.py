@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import argparse
 
     from ...policies import Decision, Policy
-    from ..calls import Call
+    from ..call import Call
 
 
 def add_parser(actions: Any) -> None:
@@ -35,7 +35,8 @@ def explain(args: argparse.Namespace) -> int:
     from ...isolation.guard import Guard
     from ...isolation.plan import compile_plan
     from ...policies import CanonicalError, Rules, load_policy, parse_json
-    from ..calls import Call, judge_call, place_of
+    from ..call import Call, place_of
+    from ..calls import judge_call
     from . import fail
 
     workspace = Path(args.workspace)

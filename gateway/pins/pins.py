@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .store import Definitions, PinStore, Server, new_server
 
 if TYPE_CHECKING:
-    from ...policies.model import Pins as PinSettings
+    from ...policies.judging import Pins as PinSettings
 
 # Kind → the key of `pins.kinds` in a policy.
 KINDS: Mapping[str, str] = {

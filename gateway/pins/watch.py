@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..audit import spans
-from ..calls import Refusal
+from ..call import Refusal
 from ..reasons import Reason
 from ..wire.jsonrpc import Message, is_list, is_object
 from .pins import Pins, form

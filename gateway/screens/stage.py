@@ -11,7 +11,7 @@ from .screen import Findings, noted
 
 if TYPE_CHECKING:
     from ...policies import Decision
-    from ..calls import Call, Ran, Refusal, Version
+    from ..call import Call, Ran, Refusal, Version
 
 _LARGE_CHARACTERS = 1 << 18  # above it a thread does the work, so that other calls go on
 
@@ -25,7 +25,7 @@ class Screens:
 
     async def after(self, call: Call, ran: Ran, version: Version) -> Ran:
         """As `Stage.after`."""
-        from ..calls import Ran, Refusal, refused
+        from ..call import Ran, Refusal, refused
 
         screen, findings = version.screen, Findings()
         both: list[Any] = [ran.result, dict(ran.facts)]

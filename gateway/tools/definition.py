@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 
 if TYPE_CHECKING:
-    from ..calls import Call, Ran, Version
+    from ..call import Call, Ran, Version
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...isolation import IsolationError, OperationError
 from ...policies.request import BUILT_IN
-from ..calls import Ran, text_result
+from ..call import Ran, text_result
 from ..reasons import Reason
 from .definition import (
     READS,
@@ -24,7 +24,7 @@ from .definition import (
 from .notes import moved_aside
 
 if TYPE_CHECKING:
-    from ..calls import Call, Version
+    from ..call import Call, Version
 
 # What an operation on a path that the policy does not grant fails with.
 _OUTSIDE = ("ENOENT", "EACCES", "EROFS", "EPERM")

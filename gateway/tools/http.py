@@ -14,14 +14,15 @@ from ...isolation import IsolationError, OperationError
 from ...policies import CanonicalError
 from ...policies.canonical import Url, canonical_url
 from ...policies.hosts import Why
-from ..calls import Ran, Refusal, judge_call, refused, text_result
+from ..call import Ran, Refusal, refused, text_result
+from ..calls import judge_call
 from ..reasons import Reason
 from .definition import BuiltIn, ToolDefinition, array, closed, flag, integer, outputs, string
 from .notes import connections
 
 if TYPE_CHECKING:
     from ...isolation import Result
-    from ..calls import Call, Version
+    from ..call import Call, Version
 
 MOST_REDIRECTS = 10
 DEFAULT_SECONDS = 60.0

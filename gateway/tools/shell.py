@@ -6,14 +6,14 @@ import codecs
 from typing import TYPE_CHECKING, Any
 
 from ...isolation import CommandNotFound, IsolationError
-from ..calls import Ran, text_result
+from ..call import Ran, text_result
 from ..reasons import Reason
 from .definition import BuiltIn, ToolDefinition, array, closed, flag, outputs, string, writes
 from .notes import notes
 
 if TYPE_CHECKING:
     from ...isolation import Result
-    from ..calls import Call, Version
+    from ..call import Call, Version
 
 _REASONS = {"timed_out": Reason.TIMED_OUT, "out_of_memory": Reason.OUT_OF_MEMORY}
 

@@ -19,7 +19,7 @@ from purplebox.gateway.audit.log import entries
 from purplebox.gateway.calls import Approval, Call, Ran, Refusal, Version
 from purplebox.gateway.reasons import Reason
 from purplebox.policies import Decision, Policy, load_policy
-from purplebox.policies.model import Tools
+from purplebox.policies.judging import Tools
 
 ASSISTANT = load_policy("code-assistant")
 ASKING = Policy.model_validate(

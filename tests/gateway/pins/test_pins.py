@@ -24,7 +24,7 @@ from purplebox.gateway.wire.process import Launcher
 from purplebox.gateway.wire.router import Single
 from purplebox.gateway.wire.session import Handler, Session
 from purplebox.gateway.wire.upstream import Upstream
-from purplebox.policies.model import Pins as Settings
+from purplebox.policies.judging import Pins as Settings
 
 Connect = Callable[..., AbstractAsyncContextManager[Any]]
 # Says what a file tells it to; a call of `switch` reads it anew and tells the client.
