@@ -126,10 +126,7 @@ class Calls:
             try:
                 ran = await self._carry_out(call, decision, version, run, problem, end)
                 end = {**end, **ran.facts, "reason": str(ran.reason)}
-                audit = version.policy.audit
-                kept = version.screen.recorded(ran.result) if audit.output == "full" else ran.result
-                if (output := recorded_output(kept, audit.output, audit.redact)) is not None:
-                    end["output"] = output
+                end |= _output(version, ran.result)
                 is_error = bool(ran.result.get("isError"))
                 return Outcome(
                     call_id=call.call_id, reason=ran.reason, decision=decision, result=ran.result
@@ -142,6 +139,17 @@ class Calls:
                 end["wall_seconds"] = round(time.monotonic() - started, 4)
                 self._log.end(call.call_id, end)
                 spans.ended(end, is_error=is_error)
+
+    def note_task(
+        self, call_id: str, version: Version, task: str, reason: Reason, result: Mapping[str, Any]
+    ) -> None:
+        """Record what a task that a call has made gave, after the call has ended.
+
+        Raises:
+            OSError: the record cannot be written; the result must not be handed on.
+        """
+        fields = {"task": task, "task_reason": str(reason), **_output(version, result)}
+        self._log.note(call_id, "task", fields)
 
     def _begin(self, call: Call, decision: Decision, version: Version) -> str:
         policy, audit = version.policy, version.policy.audit
@@ -254,6 +262,14 @@ def judge_call(
         decision = stricter(decision, rules.flow.verdict(request, grant, marked or {}))
         marks = rules.flow.marks(request, grant, view.sees)
     return call.but(arguments=request.arguments, grant=grant, marks=marks), decision
+
+
+def _output(version: Version, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the record holds of a result."""
+    audit = version.policy.audit
+    kept = version.screen.recorded(result) if audit.output == "full" else result
+    output = recorded_output(kept, audit.output, audit.redact)
+    return {} if output is None else {"output": output}
 
 
 def _told(ran: Ran) -> Ran:

@@ -2,7 +2,8 @@
 
 Theory of operation
     A call is one `begin` line, written before it runs, and one `end` line; `pending` stands between
-    them where a person was asked. A line is in the kernel's
+    them where a person was asked, `task` after them where the call made a task, once that has given
+    something. A line is in the kernel's
     hands when `begin` or `end` returns, so that it survives the death of this process; a thread
     has it on the disk within a second (`SYNC_SECONDS`), which is what a power failure may cost.
     Several gateways may write to one file: each append takes a lock and, when somebody else has

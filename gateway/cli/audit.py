@@ -65,7 +65,8 @@ def _line(entry: dict[str, Any]) -> str:
         entry.get("rule"),
     ]
     state = "waits for approval" if entry.get("event") == "pending" else "interrupted"
-    fields.append(entry.get("reason", "-") if entry.get("event") == "end" else state)
+    ended = entry.get("event") in ("end", "task")
+    fields.append(entry.get("reason", "-") if ended else state)
     fields.append(json.dumps(entry.get("arguments")))
     text = "  ".join("-" if field is None else str(field) for field in fields)
     # Arguments are JSON in ASCII; a tool's name could still carry terminal codes.

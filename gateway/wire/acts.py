@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from ..calls import REFUSAL, Call, Calls, Ran, Refusal, Version, text_result
+from ..call import REFUSAL, Call, Ran, Refusal, Version, text_result
+from ..calls import Calls
 from ..reasons import Reason
 from ..screens import Findings
 from . import jsonrpc
@@ -115,6 +116,8 @@ async def act(
         asker=ClientAsker(session, client, exchange),
     )  # fmt: skip
     outcome = await calls.call(call, version, run, problem=problem)
+    if is_tool:
+        session.tasks.made_by(outcome.call_id, outcome.result)
     if failed is not None:
         error = object_of(outcome.content).get(_ERROR)  # as the screens have left it
         raise RpcError.of(error) if error else RpcError(failed.code, outcome.text)

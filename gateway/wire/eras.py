@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import jsonrpc
+from . import jsonrpc, task_eras
 from .builtin import cacheable, described, stamped
 from .client import (
     CAPABILITIES,
@@ -48,11 +48,19 @@ def handshake(client: Client) -> Message:
     }  # fmt: skip
 
 
-def enveloped(client: Client, params: Message | None, level: str = "") -> Message:
+def enveloped(
+    client: Client, params: Message | None, level: str = "", *, takes_tasks: bool = False
+) -> Message:
     """A legacy client's params as a modern request has them."""
+    capabilities = client.capabilities
+    if client.era == "legacy":
+        capabilities = {k: v for k, v in capabilities.items() if k != "tasks"}
+        if takes_tasks:
+            known = object_of(capabilities.get("extensions"))
+            capabilities["extensions"] = {**known, EXTENSION: {}}
     meta: Message = {
         **object_of((params or {}).get("_meta")),
-        VERSION: MODERN_VERSIONS[-1], CAPABILITIES: client.capabilities,
+        VERSION: MODERN_VERSIONS[-1], CAPABILITIES: capabilities,
     }  # fmt: skip
     if client.info:
         meta[CLIENT_INFO] = client.info
@@ -73,19 +81,12 @@ def bare(params: Message | None) -> Message | None:
 def introduction(client: Client, said: Message, modern_server: bool) -> Message:
     """A server's answer to one era's opening request, as the other era's."""
     kept = {k: v for k, v in said.items() if k in ("capabilities", "instructions")}
-    kept["capabilities"] = _without_tasks(object_of(kept.get("capabilities")))
+    offered = task_eras.offered_to_legacy if modern_server else task_eras.offered_to_modern
+    kept["capabilities"] = offered(object_of(kept.get("capabilities")))
     info = said.get("serverInfo")
     if modern_server:
         info = object_of(said.get("_meta")).get(SERVER_INFO)
     return described(client, object_of(info) or {"name": "unknown", "version": "0"}, kept)
-
-
-def _without_tasks(capabilities: Message) -> Message:
-    """What a server offers, but for tasks: each era has its own, and they are not bridged."""
-    kept = {k: v for k, v in capabilities.items() if k != "tasks"}
-    if EXTENSION in object_of(kept.get("extensions")):
-        kept["extensions"] = {k: v for k, v in kept["extensions"].items() if k != EXTENSION}
-    return kept
 
 
 def modern_result(client: Client, method: str, info: Message, result: Message) -> Message:
@@ -130,6 +131,8 @@ def heard(filters: Message, method: str, params: Message | None) -> bool:
     """Whether a `subscriptions/listen` with these `notifications` asks for this one."""
     if method in LISTS:
         return filters.get(LISTS[method]) is True
+    if method == "notifications/tasks":
+        return (params or {}).get("taskId") in list_of(filters.get("taskIds"))
     uri: Any = (params or {}).get("uri")
     return method == "notifications/resources/updated" and uri in list_of(
         filters.get("resourceSubscriptions")

@@ -79,12 +79,7 @@ class Exchange:
         """
         if self.client.era == "legacy":
             return await self.session.ask(method, params, self)
-        need = {"elicitation/create": "elicitation", "sampling/createMessage": "sampling",
-                "roots/list": "roots"}.get(method)  # fmt: skip
-        if need is None or need not in self.client.capabilities:
-            text = f"The client cannot be asked for {method}"
-            data: Message | None = {"requiredCapabilities": {need: {}}} if need else None
-            raise RpcError(jsonrpc.METHOD_NOT_FOUND, text, data)
+        check_can_answer(self.client, method)
         self._count += 1
         key = f"{method.partition('/')[0]}-{self._count}"
         question: Message = {"method": method}
@@ -113,3 +108,13 @@ class Exchange:
             if key in responses and not future.done():
                 future.set_result(responses[key])
         asyncio.get_running_loop().call_soon(self.park)
+
+
+def check_can_answer(client: Client, method: str) -> None:
+    """Raise `RpcError` where a modern client has not said that it answers such requests."""
+    need = {"elicitation/create": "elicitation", "sampling/createMessage": "sampling",
+            "roots/list": "roots"}.get(method)  # fmt: skip
+    if need is None or need not in client.capabilities:
+        text = f"The client cannot be asked for {method}"
+        data: Message | None = {"requiredCapabilities": {need: {}}} if need else None
+        raise RpcError(jsonrpc.METHOD_NOT_FOUND, text, data)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..calls import Calls, Version
+from ..call import Version
+from ..calls import Calls
 from ..pins import Watch
 from ..screens import definitions
 from . import eras, jsonrpc
@@ -27,6 +29,8 @@ from .jsonrpc import Id, Message, RpcError, object_of
 from .links import Connector, Link
 from .session import Session
 from .stdio import HIGH_WATER_BYTES
+from .task_bridge import TaskBridge
+from .task_record import TaskRecord
 from .tasks import STATUS
 
 _MOST_ASKED = 256  # of a server's requests at once
@@ -44,6 +48,7 @@ class Hearing:
 
     Attributes:
         connection: Where answers go; set by whoever makes both.
+        bridge, record: Of tasks between different eras, and of what they give; likewise.
         mine: Requests of the client's in flight at this server, also those that are parked.
         by_id: The same by the ids that the server sees.
         listeners: Open subscriptions, with what each is to hear where the server does not know.
@@ -51,6 +56,8 @@ class Hearing:
     """
 
     connection: Connection
+    bridge: TaskBridge
+    record: TaskRecord
 
     def __init__(
         self, name: str, connector: Connector, session: Session, calls: Calls,
@@ -149,7 +156,18 @@ class Hearing:
             return
         if self._watch is not None:
             self._watch.changed(method)
+        client = self._session.client
+        if method == "notifications/tasks/status" and client and client.era == "modern":
+            self._task(self._told(said))
+            return
         self.deliver(method, params, related)
+
+    async def _told(self, task: Message) -> None:
+        """A legacy server's task has changed: tell a modern client that listens for it, all of it."""
+        method, about = "notifications/tasks", {"taskId": task.get("taskId")}
+        if any(eras.heard(filters, method, about) for _, filters in self.listeners.values()):
+            with contextlib.suppress(RpcError):
+                self.deliver(method, await self.bridge.detailed(task))
 
     def announce(self, method: str) -> None:
         """Send the client a notification of the gateway's own, if it has asked for such."""
@@ -169,6 +187,12 @@ class Hearing:
             return
         with contextlib.suppress(definitions.Withheld):
             params = definitions.passed(self._version().screen, method, params)
+            if method == "notifications/tasks":
+                try:
+                    self.record.told(self._version(), object_of(params))
+                except OSError as error:  # what cannot be recorded is not handed on
+                    print(f"purple: cannot write the audit log: {error}", file=sys.stderr)
+                    return
             self._notify(client, method, params, related)
 
     def _notify(
@@ -258,6 +282,8 @@ class Hearing:
                     jsonrpc.notification("notifications/progress", said)
                 ),
             )  # fmt: skip
+        if self.bridge.is_about(params):
+            return await self.bridge.question(method, params)
         if (exchange := self._carrier(related)) is not None:
             return await exchange.ask(method, params)
         raise RpcError(jsonrpc.METHOD_NOT_FOUND, "The client has no request that could carry this")

@@ -15,6 +15,7 @@ from . import jsonrpc
 from .jsonrpc import Message, RpcError, is_object, list_of, object_of
 
 EXTENSION = "io.modelcontextprotocol/tasks"
+RELATED = "io.modelcontextprotocol/related-task"
 STATUS = frozenset({"notifications/tasks/status", "notifications/tasks"})
 _MOST = 10_000
 
@@ -25,6 +26,7 @@ class Tasks:
     def __init__(self, most: int = _MOST) -> None:
         self._most = most
         self._owners: OrderedDict[str, str] = OrderedDict()
+        self._calls: OrderedDict[str, str] = OrderedDict()
 
     def own(self, id: str, owner: str) -> bool:
         """Note whose a task is; False where it is another's already."""
@@ -38,6 +40,18 @@ class Tasks:
     def owner(self, id: Any) -> str | None:
         """Whose it is; None where nobody here has made it."""
         return self._owners.get(id) if isinstance(id, str) else None
+
+    def made_by(self, call_id: str, result: Any) -> None:
+        """Note the call whose result stands for a task; nothing where it stands for none."""
+        id = _made(result)
+        if id is not None:
+            self._calls[id] = call_id
+            if len(self._calls) > self._most:
+                self._calls.popitem(last=False)
+
+    def take_call(self, id: Any) -> str | None:
+        """The call that has made a task, once; None where that is unknown or was taken."""
+        return self._calls.pop(id, None) if isinstance(id, str) else None
 
     def made(self, owner: str, result: Any) -> str | None:
         """The id of the task that `result` stands for, noted as `owner`'s; None where it is none.

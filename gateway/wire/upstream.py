@@ -11,26 +11,30 @@ Theory of operation
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Literal
 
-from ..calls import Calls, Version
+from ..call import Version
+from ..calls import Calls
 from ..pins import Pins, Watch
 from ..pins.watch import Withheld
 from ..screens import Findings, definitions
 from ..screens.progress import Pieces
-from . import eras, jsonrpc, schemas, tracing
+from . import eras, jsonrpc, schemas, task_eras, tracing
 from .acts import ACTING, act
 from .client import LOG_LEVEL, SUBSCRIPTION, Client
 from .connection import Connection
 from .exchange import Exchange
 from .hearing import Hearing
-from .jsonrpc import Message, RpcError, list_of, object_of
+from .jsonrpc import Message, RpcError, object_of
 from .links import Connector
 from .session import Session
+from .subscriptions import Subscriptions
+from .task_bridge import TaskBridge
+from .task_record import TaskRecord
+from .tasks import EXTENSION
 
 REQUEST_SECONDS = 600.0
 _MOST_ROUNDS = 10
@@ -63,7 +67,11 @@ class Upstream:
             on_oversize=self._hearing.oversize, on_open=self._opened,
         )  # fmt: skip
         self.health = self._connection.health
-        self._uris: set[str] = set()
+        self._record = self._hearing.record = TaskRecord(calls, session.tasks)
+        self._bridge = self._hearing.bridge = TaskBridge(self, session)
+        self._subscriptions = Subscriptions(
+            self._hearing, self.ask, self.ask_alone, lambda id: session.tasks.owner(id) == name
+        )
         self._level = ""
         self._looks = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -109,8 +117,6 @@ class Upstream:
 
     async def _request(self, exchange: Exchange, method: str, params: Message | None) -> Message:
         if method.startswith("tasks/"):
-            if exchange.client.era != self.era:
-                raise RpcError(jsonrpc.METHOD_NOT_FOUND, "Method not found", method)
             self._session.tasks.check(params, self.name, known=self._hearing.is_shared)
         forward = partial(self._forward, exchange, method)
         if method == "tools/call" or method in ACTING:
@@ -121,7 +127,19 @@ class Upstream:
                 self._calls, self.version, self._session, exchange.client, self.name, method,
                 params, forward, exchange, problem,
             )  # fmt: skip
-        return await self._screened(method, self._sifted(method, params, forward(params)))
+        try:
+            result = await self._screened(method, self._sifted(method, params, forward(params)))
+        except RpcError as error:
+            self._record.failed(self.version, method, params, error)
+            raise
+        self._record.fetched(self.version, method, params, result)
+        if (
+            method == "tools/list"
+            and exchange.client.era == "legacy" != self.era
+            and self._makes_tasks
+        ):
+            return task_eras.tools_for_legacy(result)  # after the pins: a tool is one in both eras
+        return result
 
     async def _screened(self, method: str, answer: Awaitable[Any]) -> Message:
         """The answer to what does not act, or its error, screened."""
@@ -139,7 +157,7 @@ class Upstream:
         except definitions.Withheld as problem:
             raise RpcError(jsonrpc.REFUSED, str(problem)) from None
 
-    def _asking(self, method: str, params: Any) -> Any:
+    def asking(self, method: str, params: Any) -> Any:
         """What a server asks of the client in its answer, screened. Raises `RpcError`."""
         try:
             return definitions.passed(self.version.screen, method, params)
@@ -174,7 +192,7 @@ class Upstream:
             raise RpcError(jsonrpc.REFUSED, str(problem)) from None
         if self._watch.withholds and not self._looks:
             self._looks = True
-            self._task(self._look_for_acceptance(self._watch), "pins")
+            self._task(self._look_for_acceptance(self._watch))
         return listed
 
     async def _look_for_acceptance(self, watch: Watch) -> None:
@@ -220,30 +238,45 @@ class Upstream:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._hearing.aclose()
+        await self._bridge.aclose()
+        await self._subscriptions.aclose()
         await self._connection.aclose()
 
     def _opened(self, client: Client) -> None:
         if self.era == "modern" and client.era == "legacy":
-            self._relisten(client)
+            self._subscriptions.listen_for(client)
         if self.health.starts > 1:
             offered = object_of(self._connection.said.get("capabilities"))
             for method in eras.LISTS:
                 if object_of(offered.get(method.split("/")[1])).get("listChanged"):
                     self._hearing.deliver(method, None)
 
-    def _task(self, work: Any, name: str) -> None:
-        task: asyncio.Task[Any] = asyncio.create_task(work, name=name)
+    def _task(self, work: Any) -> None:
+        task: asyncio.Task[Any] = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _forward(self, exchange: Exchange, method: str, params: Message | None) -> Any:
         if exchange.client.era == self.era:
-            return await self._ask(exchange, method, params)
+            return await self.ask(exchange, method, params)
+        if method.startswith("tasks/"):
+            result = await self._bridge.request(exchange, method, params or {})
+            if self.era == "modern":
+                return result
+            info = object_of(self._connection.said.get("serverInfo"))
+            return eras.modern_result(exchange.client, method, info, result)
         if self.era == "legacy":
             return await self._to_legacy(exchange, method, params)
         return await self._to_modern(exchange, method, params)
 
-    async def _ask(self, exchange: Exchange, method: str, params: Message | None) -> Any:
+    async def ask_alone(self, method: str, params: Message) -> Any:
+        """As `task_bridge.Server.ask_alone`."""
+        return await self._connection.asks.ask(
+            self._connection.send, method, params, seconds=math.inf
+        )
+
+    async def ask(self, exchange: Exchange, method: str, params: Message | None) -> Any:
+        """As `task_bridge.Server.ask`."""
         listening: list[int] = []
 
         ids: list[int] = []
@@ -287,21 +320,28 @@ class Upstream:
                 jsonrpc.INVALID_PARAMS, "requestState is not valid here: of another session"
             )
         if method == "subscriptions/listen":
-            return await self._listen(exchange, params or {})
+            return await self._subscriptions.listen(exchange, params or {})
         level = exchange.meta.get(LOG_LEVEL)
         logs = "logging" in object_of(self._connection.said.get("capabilities"))
         if logs and isinstance(level, str) and level != self._level:
             self._level = level
-            await self._ask(exchange, "logging/setLevel", {"level": level})
+            await self.ask(exchange, "logging/setLevel", {"level": level})
         for _ in range(_MOST_ROUNDS):
             try:
-                result = await self._ask(exchange, method, eras.bare(params))
+                bare = eras.bare(params)
+                if method == "tools/call":
+                    said = object_of(self._connection.said.get("capabilities"))
+                    result = await self._bridge.call_legacy(
+                        exchange, bare or {}, makes_tasks=task_eras.makes_tasks(said)
+                    )
+                else:
+                    result = await self.ask(exchange, method, bare)
             except RpcError as error:
                 questions = eras.url_questions(error)
                 if not questions:
                     raise eras.modern_error(error) from None
                 for question in questions:
-                    passed = self._asking("elicitation/create", question)
+                    passed = self.asking("elicitation/create", question)
                     answer = object_of(await exchange.ask("elicitation/create", passed))
                     if answer.get("action") != "accept":
                         text = "The client declined what the server asked for"
@@ -311,26 +351,11 @@ class Upstream:
             return eras.modern_result(exchange.client, method, info, object_of(result))
         raise RpcError(jsonrpc.INTERNAL_ERROR, f"Server {self.name!r} asks without end")
 
-    async def _listen(self, exchange: Exchange, params: Message) -> Message:
-        """`subscriptions/listen` in front of a server that knows only subscribe."""
-        filters = object_of(params.get("notifications"))
-        uris = [u for u in list_of(filters.get("resourceSubscriptions")) if isinstance(u, str)]
-        honored: Message = {k: True for k in eras.LISTS.values() if filters.get(k) is True}
-        for uri in uris:
-            await self._ask(exchange, "resources/subscribe", {"uri": uri})
-        if uris:
-            honored["resourceSubscriptions"] = uris
-        meta = {SUBSCRIPTION: exchange.id}
-        self._hearing.listeners[exchange.key] = exchange, honored
-        acknowledged = {"notifications": honored, "_meta": meta}
-        exchange.emit(
-            jsonrpc.notification("notifications/subscriptions/acknowledged", acknowledged)
-        )
-        try:
-            await asyncio.Event().wait()  # until it is cancelled, or the session ends
-        finally:
-            self._hearing.listeners.pop(exchange.key, None)
-        return {"_meta": meta}
+    @property
+    def _makes_tasks(self) -> bool:
+        """Whether a modern server does."""
+        said = object_of(self._connection.said.get("capabilities"))
+        return EXTENSION in object_of(said.get("extensions"))
 
     async def _to_modern(self, exchange: Exchange, method: str, params: Message | None) -> Any:
         if method == "ping":
@@ -339,44 +364,28 @@ class Upstream:
             self._level = str((params or {}).get("level", ""))
             return {}
         if method in ("resources/subscribe", "resources/unsubscribe"):
-            uri = (params or {}).get("uri")
-            if not isinstance(uri, str):
-                raise RpcError(jsonrpc.INVALID_PARAMS, "uri must be a string")
-            (self._uris.add if method == "resources/subscribe" else self._uris.discard)(uri)
-            self._relisten(exchange.client)
+            self._subscriptions.change(exchange.client, method, params)
             return {}
         more: Message = {}
+        wanted = self._makes_tasks and method == "tools/call" and "task" in (params or {})
+        if wanted:
+            params = {k: v for k, v in (params or {}).items() if k != "task"}
         for _ in range(_MOST_ROUNDS):
-            sent = {**eras.enveloped(exchange.client, params, self._level), **more}
-            result = object_of(await self._ask(exchange, method, sent))
+            sent = eras.enveloped(exchange.client, params, self._level, takes_tasks=wanted)
+            result = object_of(await self.ask(exchange, method, {**sent, **more}))
             if result.get("resultType") != "input_required":
+                if method == "tools/call":
+                    return self._bridge.called_modern(wanted, result)
                 return eras.legacy_result(result)
             answers: Message = {}
             for key, question in object_of(result.get("inputRequests")).items():
                 asked = object_of(question)
-                wanted = str(asked.get("method"))
-                passed = self._asking(wanted, asked.get("params"))
-                answers[key] = await exchange.ask(wanted, passed)
+                kind = str(asked.get("method"))
+                passed = self.asking(kind, asked.get("params"))
+                answers[key] = await exchange.ask(kind, passed)
             more = {"inputResponses": answers} if answers else {}
             if "requestState" in result:
                 more["requestState"] = result["requestState"]
             if not answers:
                 await asyncio.sleep(0.1)
         raise RpcError(jsonrpc.INTERNAL_ERROR, f"Server {self.name!r} asks without end")
-
-    def _relisten(self, client: Client) -> None:
-        """Have one `subscriptions/listen` open for a legacy client, with all that it may want."""
-        wanted: Message = dict.fromkeys(eras.LISTS.values(), True)
-        if self._uris:
-            wanted["resourceSubscriptions"] = sorted(self._uris)
-        params = eras.enveloped(client, {"notifications": wanted})
-        for task in [t for t in self._tasks if t.get_name() == "listen"]:
-            task.cancel()
-
-        async def listen() -> None:
-            with contextlib.suppress(RpcError):
-                await self._connection.asks.ask(
-                    self._connection.send, "subscriptions/listen", params, seconds=math.inf
-                )
-
-        self._task(listen(), "listen")

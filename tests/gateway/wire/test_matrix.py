@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 
 from purplebox import Gateway
-from purplebox.gateway.wire import jsonrpc
-from purplebox.gateway.wire.links import Ears
 from purplebox.gateway.wire.router import Single
 from purplebox.gateway.wire.session import Session
 from purplebox.gateway.wire.upstream import Upstream
@@ -52,42 +50,20 @@ QUESTIONS: list[tuple[str, Any, Any]] = [
 
 
 class Server:
-    """A server of one era, in this process; a `Connector` and its `Link`."""
+    """A server of one era."""
 
-    buffered_bytes = 0
-    is_shared = False
-
-    def __init__(self, era: str) -> None:
-        self.era, self.is_legacy = era, era == "legacy"
-        self.got: list[Any] = []
+    def __init__(self, make_peer: Any, era: str) -> None:
+        self.peer = make_peer(era, self.take)
+        self.is_legacy, self.got, self.emit = era == "legacy", self.peer.got, self.peer.emit
         self.waiting: dict[str, Any] = {}
         self.stream: Any = None
-
-    def connect(self, ears: Ears) -> Any:
-        self.ears = ears
-        return self
-
-    def say(self, line: bytes) -> None: ...
-    def close(self) -> None: ...
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
-    def greeted(self, era: Any, version: str) -> None: ...
-    async def aclose(self, *, at_once: bool = False) -> None: ...
-
-    def last(self) -> str:
-        return ""
-
-    def emit(self, **message: Any) -> None:
-        frame = jsonrpc.encode({"jsonrpc": "2.0", **message})
-        asyncio.get_running_loop().call_soon(self.ears.frame, frame, None)
 
     def note(self, method: str, **params: Any) -> None:
         if not self.is_legacy and method != "notifications/message":
             params["_meta"] = {KEY + "subscriptionId": self.stream}
         self.emit(method=method, params=params)
 
-    def send(self, message: Any) -> None:
-        self.got.append(message)
+    def take(self, message: Any) -> None:
         method, id, params = message.get("method"), message.get("id"), message.get("params") or {}
         if method is None:
             self.emit(
@@ -172,15 +148,15 @@ class Client:
 
 
 def test_a_server_that_cancels_what_is_no_id_is_heard_further(
-    raw_client: Any, workspace: Path
+    raw_client: Any, make_peer: Any, workspace: Path
 ) -> None:
     async def go() -> None:
-        async with pair(raw_client, workspace, "legacy", "legacy") as (here, there):
+        async with pair(raw_client, make_peer, workspace, "legacy", "legacy") as (here, there):
             await here.wire.ask("tools/list")
             wrong: list[Any] = [[], {}, True, 1.0, None]
             for id in wrong:
                 said = {"method": "notifications/cancelled", "params": {"requestId": id}}
-                there.ears.frame(jsonrpc.encode({"jsonrpc": "2.0", **said}), None)  # raises nothing
+                there.peer.hear(**said)  # raises nothing
             assert "result" in await here.wire.ask("tools/list")
 
     asyncio.run(go())
@@ -188,27 +164,27 @@ def test_a_server_that_cancels_what_is_no_id_is_heard_further(
 
 @contextlib.asynccontextmanager
 async def pair(
-    connect: Any, workspace: Path, client: str, server: str
+    connect: Any, make_peer: Any, workspace: Path, client: str, server: str
 ) -> AsyncGenerator[tuple[Client, Server]]:
-    peer = Server(server)
+    there = Server(make_peer, server)
     async with Gateway("mcp-server", workspace, audit_log=workspace.parent / "log") as gateway:
 
         def serve(session: Session) -> Single:
-            return Single(Upstream("p", peer, session, gateway.calls, gateway.version))
+            return Single(Upstream("p", there.peer, session, gateway.calls, gateway.version))
 
         async with connect(serve) as wire:
             if client == "legacy":
                 await wire.initialize(**KINDS)
-            yield Client(client, wire), peer
+            yield Client(client, wire), there
 
 
 @pytest.mark.parametrize("client", ["legacy", "modern"])
 @pytest.mark.parametrize("server", ["legacy", "modern"])
 def test_each_feature_passes_within_an_era_and_across(
-    client: str, server: str, raw_client: Any, workspace: Path
+    client: str, server: str, raw_client: Any, make_peer: Any, workspace: Path
 ) -> None:
     async def go() -> None:
-        async with pair(raw_client, workspace, client, server) as (here, there):
+        async with pair(raw_client, make_peer, workspace, client, server) as (here, there):
             reference = {"ref": {"type": "ref/prompt", "name": "p"}, "argument": {"name": "a", "value": "b"},
                          "context": {"arguments": {"x": "y"}}, "own": [1]}  # fmt: skip
             done = await here.ask("completion/complete", **reference)
