@@ -18,7 +18,7 @@ from ..isolation import CommandNotFound, Engine, View
 from ..isolation.egress.dial import SystemResolver
 from ..policies import Policy, PolicySource
 from .call import Version
-from .config import ServerSpec, with_secrets
+from .config import ServerSpec, after_scheme, with_secrets
 from .elsewhere import Elsewhere, connector_to, leave_of, policy_for
 from .gateway import Gateway
 from .pins import Pins, PinStore
@@ -182,12 +182,13 @@ class Servers:
         return PolicySource(name=spec.profile, project=self._workspace).load()
 
     def _server(self, spec: ServerSpec, own: Policy, outer: Policy, engine: Engine) -> _Server:
-        # "Bearer X": what must not come back is X.
-        sent = {name: text.partition(" ")[2] or text for name, text in spec.headers.items()}
+        sent = {name: after_scheme(text) for name, text in spec.headers.items()}
         if spec.auth is not None and spec.auth.client_secret:
             sent["client_secret"] = spec.auth.client_secret
         secrets = {**spec.env, **sent}
-        version = Version(policy=both(outer, own), engine=engine, secrets=secrets)
+        version = Version(
+            policy=both(outer, own), engine=engine, secrets=secrets, read=spec.secrets
+        )
         workspace = spec.workspace or self._workspace
         key = f"{spec.origin}#{spec.name}"
         pins = pins_of(key, spec.name, self._store, version, spec.argv, workspace)

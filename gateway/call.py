@@ -30,18 +30,21 @@ class Version:
     Attributes:
         policy, engine: These.
         secrets: Name and value of what is given to the sandbox beyond the policy and must not come
-            back: the environment that a configuration names for a server.
+            back: the environment that a configuration names for a server. A name says whether its
+            value is secret.
+        read: The same for what references stood for: secret whatever the name.
     """
 
     policy: Policy
     engine: Engine
     secrets: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    read: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
     @cached_property
     def screen(self) -> Screen:
         """What results are looked through with, made once."""
         known = known_secrets(self.policy, os.environ, self.secrets)
-        return Screen(self.policy, {**known, **self.engine.credentials})
+        return Screen(self.policy, {**known, **self.read, **self.engine.credentials})
 
     @cached_property
     def rules(self) -> Rules:

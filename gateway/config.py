@@ -56,6 +56,7 @@ class ServerSpec:
         kind: "http" is streamable HTTP, "sse" the transport before it.
         headers: Sent to it, variables replaced.
         auth: How a token for it is got; None where it wants none, or one stands in `headers`.
+        secrets: By name, what references in env and headers stood for: secret whatever the name.
 
     `${secret:NAME}`, `${file:path}` and `${command:…}` in env, headers and `auth` are there until
     `with_secrets` has read them.
@@ -71,6 +72,7 @@ class ServerSpec:
     kind: Kind = "http"
     headers: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     auth: Grant | None = None
+    secrets: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
 
 def skeleton(name: str) -> str:
@@ -203,21 +205,40 @@ def with_secrets(server: ServerSpec) -> ServerSpec:
         SetupError: one cannot be had; says which and what to do, and nothing of a secret.
     """
 
+    found: dict[str, str] = {}
+
     def read(value: str, where: str) -> str:
-        if REFERENCE.search(value) is None:
-            return value
-        text = read_reference(f"mcpServers.{server.name}.{where}", value).decode("latin-1")
-        if not text.isprintable() or not text.isascii():
-            raise SetupError(f"mcpServers.{server.name}.{where}: only printable ASCII can be sent")
+        text = with_secret(f"mcpServers.{server.name}.{where}", value)
+        if text != value:
+            found[where.partition(".")[2]] = after_scheme(text)
         return text
 
     auth = server.auth
     if auth is not None:
         auth = replace(auth, client_secret=read(auth.client_secret, "auth.client_secret"))
-    return replace(
-        server, auth=auth, env={k: read(v, f"env.{k}") for k, v in server.env.items()},
-        headers={k: read(v, f"headers.{k}") for k, v in server.headers.items()},
-    )  # fmt: skip
+    env = {k: read(v, f"env.{k}") for k, v in server.env.items()}
+    headers = {k: read(v, f"headers.{k}") for k, v in server.headers.items()}
+    return replace(server, auth=auth, env=env, headers=headers, secrets=found)
+
+
+def after_scheme(text: str) -> str:
+    """Of "Bearer X" what must not come back: X."""
+    return text.partition(" ")[2] or text
+
+
+def with_secret(where: str, value: str) -> str:
+    """`value` with what its reference stands for; as it is where it holds none. As `with_secrets`.
+
+    Args:
+        where: Named in errors.
+        value: With one `${secret:NAME}`, `${file:path}` or `${command:…}` at most.
+    """
+    if REFERENCE.search(value) is None:
+        return value
+    text = read_reference(where, value).decode("latin-1")
+    if not text.isprintable() or not text.isascii():
+        raise SetupError(f"{where}: only printable ASCII can be sent")
+    return text
 
 
 def _replaced(value: Any, where: str, environment: Mapping[str, str]) -> str:

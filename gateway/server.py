@@ -101,7 +101,9 @@ async def serve_pipe(
         await pipe.aclose()
 
 
-async def serve_stdio(handler: Callable[[Session], Handler]) -> None:
+async def serve_stdio(
+    handler: Callable[[Session], Handler], frames_a_second: float = MAX_FRAMES_A_SECOND
+) -> None:
     """Serve on stdin and stdout until the client closes them or SIGTERM or SIGINT comes."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -111,7 +113,7 @@ async def serve_stdio(handler: Callable[[Session], Handler]) -> None:
     writer = os.dup(1)
     os.dup2(2, 1)
     try:
-        await serve_pipe(handler, os.dup(0), writer, stop)
+        await serve_pipe(handler, os.dup(0), writer, stop, frames_a_second)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
@@ -165,6 +167,7 @@ async def serve_http(
 async def serve_tools(
     policy: Policy, workspace: Path, servers: Sequence[ServerSpec] = (), *,
     http: Listen | None = None, source: PolicySource | None = None, config: Path | None = None,
+    frames_a_second: float = MAX_FRAMES_A_SECOND,
 ) -> None:  # fmt: skip
     """Serve the built-in tools, and those of `servers` behind them.
 
@@ -175,6 +178,7 @@ async def serve_tools(
         source: Where `policy` comes from: what a person allows for good is written there, and what
             changes there is put in force while it runs.
         config: Where `servers` come from, likewise.
+        frames_a_second: That the client on stdin may send; `http` has its own.
 
     Raises:
         PolicyError: a server's profile cannot be used.
@@ -223,7 +227,7 @@ async def serve_tools(
 
             await stack.enter_async_context(reloading(gateway, roster, stamp, reload))
         if http is None:
-            await serve_stdio(handler)
+            await serve_stdio(handler, frames_a_second)
         else:
             await serve_http(handler, http, started=_say, approvals=approvals)
 
@@ -256,13 +260,17 @@ def _say(port: int) -> None:
     print(f"purple: listening on port {port}, path /mcp", file=sys.stderr, flush=True)
 
 
-async def serve_remote(server: ServerSpec, workspace: Path, *, http: Listen | None = None) -> None:
+async def serve_remote(
+    server: ServerSpec, workspace: Path, *, http: Listen | None = None,
+    frames_a_second: float = MAX_FRAMES_A_SECOND,
+) -> None:  # fmt: skip
     """Serve one tool server that is reached by a URL, with its own names and identity.
 
     Args:
         server: Where it is, and its profile; without one its own host is all that is reached.
         workspace: Where the profile is looked for.
         http: Serves streamable HTTP there; None serves on stdio.
+        frames_a_second: As in `serve_tools`.
 
     Raises:
         PolicyError, ConfigError, SetupError, OSError: as `serve_tools`.
@@ -280,7 +288,7 @@ async def serve_remote(server: ServerSpec, workspace: Path, *, http: Listen | No
         stack.push_async_callback(behind.aclose)
         await behind.put([replace(server, origin=server.url)], policy)  # its pins are the URL's
         if http is None:
-            await serve_stdio(behind.alone)
+            await serve_stdio(behind.alone, frames_a_second)
         else:
             await serve_http(behind.alone, http, started=_say, approvals=approvals)
 
@@ -288,7 +296,8 @@ async def serve_remote(server: ServerSpec, workspace: Path, *, http: Listen | No
 async def serve_wrapped(
     policy: Policy, workspace: Path, command: Sequence[str],
     env: Mapping[str, str] | None = None, *, http: Listen | None = None,
-    source: PolicySource | None = None, name: str = "",
+    source: PolicySource | None = None, name: str = "", secrets: Mapping[str, str] | None = None,
+    frames_a_second: float = MAX_FRAMES_A_SECOND,
 ) -> None:  # fmt: skip
     """Serve one tool server, in a sandbox under `policy`, with its own names and identity.
 
@@ -298,7 +307,8 @@ async def serve_wrapped(
         command: Starts it.
         env: Added to the policy's environment.
         http: Serves streamable HTTP there; None serves on stdio.
-        source: As in `serve_tools`.
+        source, frames_a_second: As in `serve_tools`.
+        secrets: Of `env` those that must not come back, whatever their names.
         name: Of the server in rules, records and pins; "" is its command's, and its pins are then
             kept under the command and the workspace: another command is another server.
 
@@ -319,7 +329,7 @@ async def serve_wrapped(
         roster = Roster(whose)
         approvals = await _approvals(stack, roster, whose, source)
         gateway = await stack.enter_async_context(Gateway(policy, workspace, approver=approvals))
-        version = replace(gateway.version, secrets=env or {})
+        version = replace(gateway.version, secrets=env or {}, read=secrets or {})
         launch = sandboxed(version.engine, *adapted(command, env))
         store = PinStore()
         live: weakref.WeakSet[Upstream] = weakref.WeakSet()
@@ -351,6 +361,6 @@ async def serve_wrapped(
         if source is not None:
             await stack.enter_async_context(reloading(gateway, roster, source.stamp, reload))
         if http is None:
-            await serve_stdio(single)
+            await serve_stdio(single, frames_a_second)
         else:
             await serve_http(single, http, started=_say, approvals=approvals)

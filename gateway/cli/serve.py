@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..wire.rate import MAX_FRAMES_A_SECOND
+
 if TYPE_CHECKING:
     from ...policies import Policy
     from ..server import Listen
@@ -66,7 +68,15 @@ def run(args: argparse.Namespace) -> int:
     print(f"purple: serving {workspace.resolve()} under {policy.name} on {where}", file=sys.stderr)
     try:
         asyncio.run(
-            serve_tools(policy, workspace, servers, http=http, source=source, config=args.config)
+            serve_tools(
+                policy,
+                workspace,
+                servers,
+                http=http,
+                source=source,
+                config=args.config,
+                frames_a_second=args.frame_rate,
+            )
         )
     except PolicyError as error:
         return fail(str(error))
@@ -90,7 +100,12 @@ def _broken(policy: Policy) -> str:
 
 
 def add_http(parser: argparse.ArgumentParser) -> None:
-    """Add the options of serving over HTTP."""
+    """Add the options of how clients are served."""
+    parser.add_argument(
+        "--frame-rate", type=frame_rate, default=MAX_FRAMES_A_SECOND, metavar="N",
+        help="frames that a client may send a second, and as many at once "
+        f"(default {MAX_FRAMES_A_SECOND}); what is over it is answered with an error",
+    )  # fmt: skip
     parser.add_argument(
         "--http", metavar="HOST:PORT",
         help="serve streamable HTTP there instead; PURPLE_HTTP_TOKEN is the bearer token it asks for",
@@ -99,6 +114,16 @@ def add_http(parser: argparse.ArgumentParser) -> None:
         "--http-tokens", type=Path, metavar="FILE",
         help="a bearer token for each client: a YAML mapping of names to tokens, readable by you alone",
     )  # fmt: skip
+
+
+def frame_rate(text: str) -> int:
+    """A number of frames a second. Raises `ArgumentTypeError`."""
+    least, most = 10, 1_000_000  # below it a handshake is a flood
+    if not text.isdecimal() or not text.isascii() or not least <= int(text[:10]) <= most:
+        raise argparse.ArgumentTypeError(
+            f"{text[:50]!r} is no whole number of frames a second from {least} to {most}"
+        )
+    return int(text)
 
 
 def http_of(args: argparse.Namespace) -> Listen | None:
@@ -120,7 +145,9 @@ def http_of(args: argparse.Namespace) -> Listen | None:
         tokens |= _tokens(args.http_tokens)
     if not tokens and host not in ("127.0.0.1", "localhost", "[::1]"):
         raise ValueError("beyond loopback a token is needed: set PURPLE_HTTP_TOKEN")
-    return Listen(host=host.strip("[]"), port=int(port), tokens=tokens)
+    return Listen(
+        host=host.strip("[]"), port=int(port), tokens=tokens, frames_a_second=args.frame_rate
+    )
 
 
 def _tokens(path: Path) -> dict[str, str]:

@@ -32,8 +32,9 @@ def add_parser(verbs: Any) -> None:
         help="of the server in rules, records and pins (default: its command's)",
     )
     parser.add_argument(
-        "--env", action="append", default=[], metavar="NAME",
-        help="a variable of the caller's that the server gets, too (may be repeated)",
+        "--env", action="append", default=[], metavar="NAME[=VALUE]",
+        help="a variable of the caller's that the server gets, too, or one with this value; "
+        "${secret:NAME}, ${file:path} and ${command:…} in it are read (may be repeated)",
     )  # fmt: skip
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--url", help="a server that is reached there, in place of a command")
@@ -64,10 +65,8 @@ def run(args: argparse.Namespace) -> int:
         policy = source.load()
     except PolicyError as error:
         return fail(str(error))
-    if missing := [name for name in args.env if name not in os.environ]:
-        return fail(f"--env {missing[0]}: there is no such variable; set it, or leave it out")
-    env = {name: os.environ[name] for name in args.env}
     try:
+        env, secrets = _environment(args.env)
         http = http_of(args)
     except ValueError as error:
         return fail(str(error))
@@ -80,7 +79,17 @@ def run(args: argparse.Namespace) -> int:
     )
     try:
         asyncio.run(
-            serve_wrapped(policy, workspace, command, env, http=http, source=source, name=args.name)
+            serve_wrapped(
+                policy,
+                workspace,
+                command,
+                env,
+                http=http,
+                source=source,
+                name=args.name,
+                secrets=secrets,
+                frames_a_second=args.frame_rate,
+            )
         )
     except CommandNotFound as error:
         return fail(str(error), 126 if error.code == "EACCES" else 127)
@@ -89,6 +98,32 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         return fail(f"cannot write the audit log: {error}")
     return 0
+
+
+def _environment(given: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What `--env` names, its references read, and what those stood for. Raises `ValueError`."""
+    from ...isolation.errors import SetupError
+    from ..config import after_scheme, with_secret
+
+    found: dict[str, str] = {}
+    secrets: dict[str, str] = {}
+    for text in given:
+        name, has_value, value = text.partition("=")
+        if not has_value:
+            if name not in os.environ:
+                raise ValueError(
+                    f"--env {name}: there is no such variable; set it, or leave it out"
+                )
+            value = os.environ[name]
+        if not name:
+            raise ValueError(f"--env {text}: write NAME or NAME=VALUE")
+        try:
+            found[name] = with_secret(f"--env {name}", value)
+        except SetupError as error:
+            raise ValueError(str(error)) from None
+        if found[name] != value:
+            secrets[name] = after_scheme(found[name])
+    return found, secrets
 
 
 def _remote(args: argparse.Namespace, command: list[str]) -> int:
@@ -115,7 +150,10 @@ def _remote(args: argparse.Namespace, command: list[str]) -> int:
         http = http_of(args)
         server = remote_server(args.name, given, args.profile or "")
         print(f"purple: {server.url} on {args.http or 'stdio'}", file=sys.stderr)
-        asyncio.run(serve_remote(server, Path(args.workspace), http=http))
+        work = serve_remote(
+            server, Path(args.workspace), http=http, frames_a_second=args.frame_rate
+        )
+        asyncio.run(work)
     except (ConfigError, PolicyError, ValueError) as error:
         return fail(str(error))
     except IsolationError as error:

@@ -143,3 +143,80 @@ def test_a_command_that_is_not_there_is_said_before_any_client(workspace: Path) 
     )  # fmt: skip
     assert run.returncode == 127
     assert "nonesuch" in run.stderr
+
+
+def test_references_in_the_environment_are_read_and_what_they_stand_for_is_covered(
+    workspace: Path, private_home: Path
+) -> None:
+    server = SERVER.replace(
+        "server.run()",
+        "@server.tool()\ndef value(name: str) -> str:\n    return os.environ[name]\n\nserver.run()",
+    )
+    (workspace / "server.py").write_text(server)
+    (workspace.parent / "key").write_text("from-a-file-8f2c1\n")
+    given = parameters(workspace, sys.executable, "server.py")
+    extra = ["--env", f"FROM_FILE=${{file:{workspace.parent / 'key'}}}",
+             "--env", "FROM_COMMAND=Bearer ${command:printf %s from-a-command-77aa}",
+             "--env", "FROM_SECRET", "--env", "PLAIN=a=b"]  # fmt: skip
+    at = given.args.index("--env")
+    given.args[at:at] = extra
+    assert given.env is not None
+    given.env["FROM_SECRET"] = "${secret:ELSEWHERE}"
+    given.env["ELSEWHERE"] = "from-a-variable-41d0"
+
+    async def go() -> None:
+        async with Client(given) as client:
+
+            async def value(name: str) -> str:
+                result = await client.call_tool("value", {"name": name})
+                return str(getattr(result.content[0], "text", ""))
+
+            assert await value("PLAIN") == "a=b"
+            assert await value("FROM_COMMAND") == "Bearer [redacted]"
+            for name in ("FROM_FILE", "FROM_SECRET"):
+                assert await value(name) == "[redacted]", name
+            inside = await client.call_tool("environ", {})
+            names = str(getattr(inside.content[0], "text", "")).split()
+            assert {"FROM_FILE", "FROM_COMMAND", "FROM_SECRET", "PLAIN"} <= set(names)
+            assert "ELSEWHERE" not in names
+
+    asyncio.run(go())
+
+
+def test_nonsense_in_options_is_said_before_anything_runs(workspace: Path) -> None:
+    def said(*options: str) -> tuple[int, str]:
+        run = subprocess.run(
+            [sys.executable, "-m", "purplebox.gateway.cli", "wrap", "-w", str(workspace), *options,
+             "--", "true"],
+            capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        return run.returncode, run.stderr
+
+    for rate in ("0", "-1", "1.5", "many", "9" * 40, "٣٣"):
+        code, text = said("--frame-rate", rate)
+        assert code == 2 and "is no whole number of frames a second from 10 to 1000000" in text
+    code, text = said("--env", "KEY=${file:/nowhere/at/all}")
+    assert (code, "--env KEY: /nowhere/at/all: No such file" in text) == (2, True), text
+    code, text = said("--env", "=x")
+    assert (code, "write NAME or NAME=VALUE" in text) == (2, True), text
+
+
+def test_a_client_that_sends_faster_than_the_rate_set_is_told_so(workspace: Path) -> None:
+    (workspace / "fake.py").write_text(FAKE.read_text())
+    hello = {"id": 1, "method": "initialize", "params": {"protocolVersion": "2025-11-25",
+             "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}}  # fmt: skip
+    pings = [{"id": n, "method": "ping"} for n in range(2, 502)]
+    text = "".join(json.dumps({"jsonrpc": "2.0", **m}) + "\n" for m in (hello, *pings))
+
+    def refused(*options: str) -> int:
+        run = subprocess.run(
+            [sys.executable, "-m", "purplebox.gateway.cli", "wrap", "-w", str(workspace), *options,
+             "--", os.path.realpath(sys.executable), "fake.py", "legacy"],
+            input=text, capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        answers = [json.loads(line) for line in run.stdout.splitlines()]
+        assert len(answers) == 501
+        return sum(a.get("error", {}).get("code") == -32053 for a in answers)
+
+    assert refused() == 0
+    assert refused("--frame-rate", "50") > 100

@@ -278,6 +278,9 @@ mcpServers:
     assert read.headers == {"Authorization": f"Bearer {SECRET}", "X-Key": "from-a-file"}
     assert read.auth is not None and read.auth.client_secret == "hidden"
     assert with_secrets(near).env == {"KEY": SECRET}
+    # Whatever they are called, they are known as what must not come back.
+    assert with_secrets(near).secrets == {"KEY": SECRET}
+    assert read.secrets["Authorization"] == SECRET and "X-Key" in read.secrets
     assert SECRET not in repr(read) and "hidden" not in repr(read)
     monkeypatch.delenv("TOKEN")
     with pytest.raises(SetupError, match=r"mcpServers\.far\.headers\.Authorization: set TOKEN"):
