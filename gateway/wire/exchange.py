@@ -102,6 +102,14 @@ class Exchange:
         if self.bound and waiting:
             self.session.park(self, waiting)
 
+    def ended(self) -> None:
+        """Its answer is there: it can carry no question any more."""
+        self.bound = False
+        for _, future in self._inputs.values():
+            if not future.done():
+                text = "The request that could have carried this has been answered"
+                future.set_exception(RpcError(jsonrpc.SERVER_UNAVAILABLE, text))
+
     def answered(self, responses: Message) -> None:
         """Take the client's answers; questions without one are asked again."""
         for key, (_, future) in self._inputs.items():

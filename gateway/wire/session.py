@@ -222,8 +222,12 @@ class Session:
             with tracing.serving(exchange):
                 result = await self._handler.handle(exchange)
             if exchange.method == "initialize":
-                self.negotiated = str(result.get("protocolVersion", ""))
-            if exchange.client.era == "modern" and "resultType" not in result:
+                self.negotiated = str(object_of(result).get("protocolVersion", ""))
+            if (
+                exchange.client.era == "modern"
+                and jsonrpc.is_object(result)  # a server may answer anything
+                and "resultType" not in result
+            ):
                 result = {**result, "resultType": "complete"}
             self._finish(exchange, jsonrpc.result(exchange.id, result))
         except RpcError as problem:
@@ -245,6 +249,7 @@ class Session:
             exchange.final = answer  # parked: kept for the retry
             return
         self._forget(exchange)
+        exchange.ended()
         answer["id"] = exchange.id
         try:
             exchange.sink.send(answer)

@@ -38,6 +38,7 @@ _METHODS = {
     "modern": frozenset({"tasks/get", "tasks/update", "tasks/cancel"}),
 }
 _ENDED = frozenset({"completed", "failed", "cancelled"})
+_STATES = _ENDED | {"working", "input_required"}
 _LEAST_POLL_SECONDS, _POLL_SECONDS, _MOST_POLL_SECONDS = 0.05, 1.0, 10.0
 _MOST_TASKS, _MOST_KEPT, _MOST_TOOLS, _MOST_QUESTIONS = 1000, 64, 1000, 64
 
@@ -245,7 +246,11 @@ class TaskBridge:
             task = await self._modern(exchange, "tasks/get", {"taskId": id})
             if method != "tasks/result":
                 return legacy_task(task)
-            if task.get("status") in _ENDED:
+            status = task.get("status")
+            if not isinstance(status, str) or status not in _STATES:
+                text = f"Server {self._server.name!r} does not say how the task fares"
+                raise RpcError(jsonrpc.INTERNAL_ERROR, text)
+            if status in _ENDED:
                 return _outcome(task, id)
             answers = await self._answers(exchange, id, task, answered)
             if answers:

@@ -29,14 +29,12 @@ class TaskRecord:
     def __init__(self, calls: Calls, tasks: Tasks) -> None:
         self._calls, self._tasks = calls, tasks
 
-    def fetched(
-        self, version: Version, method: str, params: Message | None, result: Message
-    ) -> None:
+    def fetched(self, version: Version, method: str, params: Message | None, result: Any) -> None:
         """Take the result of a `tasks/` request, screened. Raises `OSError`: it cannot be recorded."""
         if method == "tasks/result":
-            self._note(version, (params or {}).get("taskId"), result)
+            self._note(version, (params or {}).get("taskId"), object_of(result))
         elif method == "tasks/get":
-            self.told(version, result)
+            self.told(version, object_of(result))
 
     def failed(
         self, version: Version, method: str, params: Message | None, error: RpcError
