@@ -31,7 +31,7 @@ from .exchange import PARKED_SECONDS, Exchange, check_can_answer
 from .jsonrpc import Message, RpcError, is_object, object_of
 from .session import Session
 from .task_eras import legacy_task, modern_task
-from .tasks import EXTENSION, RELATED
+from .tasks import EXTENSION, NOT_ITS_OWN, RELATED
 
 _METHODS = {
     "legacy": frozenset({"tasks/get", "tasks/result", "tasks/cancel"}),
@@ -151,6 +151,8 @@ class TaskBridge:
             try:
                 made |= {"status": "completed", "result": await asyncio.shield(self._fetch(id))}
             except RpcError as error:
+                if error.code in NOT_ITS_OWN:
+                    raise
                 made |= {"status": "failed", "error": error.error}
         elif status == "input_required":
             self._fetch(id)

@@ -7,15 +7,8 @@ from typing import Any
 
 from ..calls import Calls, Version
 from ..reasons import Reason
-from . import jsonrpc
 from .jsonrpc import Message, RpcError, object_of
-from .tasks import Tasks
-
-# Errors that say nothing of how a task has ended: the gateway's own, and that there is no such task.
-_NOT_ITS_OWN = frozenset({
-    jsonrpc.SERVER_UNAVAILABLE, jsonrpc.REFUSED, jsonrpc.TIMED_OUT, jsonrpc.OVERLOADED,
-    jsonrpc.INVALID_PARAMS, jsonrpc.METHOD_NOT_FOUND,
-})  # fmt: skip
+from .tasks import NOT_ITS_OWN, Tasks
 
 
 class TaskRecord:
@@ -40,7 +33,7 @@ class TaskRecord:
         self, version: Version, method: str, params: Message | None, error: RpcError
     ) -> None:
         """Take the error that such a request was answered with; as `fetched`."""
-        if method == "tasks/result" and error.code not in _NOT_ITS_OWN:
+        if method == "tasks/result" and error.code not in NOT_ITS_OWN:
             self._note(version, (params or {}).get("taskId"), {"error": error.error}, failed=True)
 
     def told(self, version: Version, task: Message) -> None:

@@ -18,6 +18,11 @@ EXTENSION = "io.modelcontextprotocol/tasks"
 RELATED = "io.modelcontextprotocol/related-task"
 STATUS = frozenset({"notifications/tasks/status", "notifications/tasks"})
 _MOST = 10_000
+# Errors that say nothing of how a task has ended: the gateway's own, and that there is no such task.
+NOT_ITS_OWN = frozenset({
+    jsonrpc.SERVER_UNAVAILABLE, jsonrpc.REFUSED, jsonrpc.TIMED_OUT, jsonrpc.OVERLOADED,
+    jsonrpc.INVALID_PARAMS, jsonrpc.METHOD_NOT_FOUND,
+})  # fmt: skip
 
 
 class Tasks:

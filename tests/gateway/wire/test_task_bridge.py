@@ -284,3 +284,39 @@ def test_a_task_that_fails_is_said_in_each_eras_own_way(
             await wire.ask("tasks/cancel", {"taskId": "t"})
 
     asyncio.run(go())
+
+
+def test_a_result_that_cannot_be_had_is_not_the_tasks_end(
+    raw_client: Any, make_peer: Any, workspace: Path
+) -> None:
+    class Forgetful(Legacy):
+        def take(self, message: Any) -> None:
+            if message.get("method") != "tasks/result":
+                super().take(message)
+            elif self.answers:
+                self.peer.emit(id=message["id"], error=self.answers.pop(0))
+            else:
+                self.peer.emit(id=message["id"], result=RESULT)
+
+        def __init__(self, make_peer: Any) -> None:
+            super().__init__(make_peer)
+            self.answers = [
+                {"code": -32602, "message": "expired"},
+                {"code": -32099, "message": "broken"},
+            ]
+
+    async def go() -> None:
+        server = Forgetful(make_peer)
+        async with front(raw_client, workspace, server) as wire:
+            await wire.ask("tools/call", {"name": "t", "arguments": {}, "_meta": META})
+            server.task["status"] = "failed"
+            answer = await wire.ask("tasks/get", {"taskId": "t", "_meta": META})
+            assert answer["error"]["message"] == "expired"
+            assert in_record(workspace) == []
+            answer = await wire.ask("tasks/get", {"taskId": "t", "_meta": META})
+            assert answer["result"]["status"] == "failed"
+            assert answer["result"]["error"] == {"code": -32099, "message": "broken"}
+            ((_, _, reason, _),) = in_record(workspace)
+            assert reason == "operation_failed"
+
+    asyncio.run(go())
