@@ -55,7 +55,7 @@ def threads() -> int:
 
 
 async def until(there: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
+    with anyio.fail_after(120):
         while not there():
             await anyio.sleep(0.01)
 
@@ -148,14 +148,19 @@ async def test_a_flood_waits_for_who_looks_at_it(workspace: Path) -> None:
     written = workspace / "written"
     flood = "head -c 50000000 /dev/zero; echo all > written"
     async with Engine(BASE, workspace) as engine:
-        with anyio.move_on_after(1) as scope:
-            await engine.run(["sh", "-c", flood], on_output=slowly)
-        assert scope.cancelled_caught
+        async with anyio.create_task_group() as group:
+
+            async def run() -> None:
+                await engine.run(["sh", "-c", flood], on_output=slowly)
+
+            group.start_soon(run)
+            await until(lambda: len(seen) > 0)
+            await anyio.sleep(0.5)
+            group.cancel_scope.cancel()
         assert not written.exists()
         await engine.run(["sh", "-c", flood], on_output=lambda name, data: None)
         assert written.exists()  # the control
         assert (await engine.run(["true"])).exit_code == 0
-    assert sum(seen) > 0
 
 
 @only_trio
@@ -187,7 +192,7 @@ async def test_an_engine_that_is_closed_while_calls_run(workspace: Path) -> None
             for _ in range(40):  # more than are ready: some of them wait for one
                 group.start_soon(run)
             await anyio.sleep(0)
-            with anyio.fail_after(30):
+            with anyio.fail_after(120):
                 await engine.aclose()
     assert len(said) == 41
     assert "signaled" in said
@@ -235,7 +240,7 @@ async def test_the_way_out(workspace: Path) -> None:
 
     connect = "exec 3<>/dev/tcp/{}/{} && head -c 5 <&3"
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(20)
+        server.settimeout(120)
 
         def answer() -> None:
             client, _ = server.accept()
@@ -337,7 +342,7 @@ except KeyboardInterrupt:
 def test_an_interrupt_kills_what_the_main_task_waits_for(workspace: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, str(workspace), BEAT],
-        capture_output=True, text=True, timeout=50, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert (run.stdout, run.returncode) == ("still\ninterrupted 1\n", 0), run.stderr
 
@@ -362,7 +367,7 @@ print(threading.active_count())
 def test_an_interrupt_kills_what_a_thread_waits_for(workspace: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", BLOCKED, str(workspace), BEAT],
-        capture_output=True, text=True, timeout=50, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert (run.stdout, run.returncode) == ("interrupted {}\nb'next\\n'\n1\n", 0), run.stderr
 
