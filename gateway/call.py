@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..isolation import Engine
 from ..policies import Decision, Grant, Place, Policy, Rules
+from .audit.record import Form
 from .reasons import MEANINGS, Reason
 from .screens.known import known_secrets
 from .screens.screen import Screen
@@ -39,6 +40,11 @@ class Version:
     engine: Engine
     secrets: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     read: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+
+    @cached_property
+    def forms(self) -> dict[tuple[str, ...], Form]:
+        """The beginnings of records, as far as calls have them in common."""
+        return {}
 
     @cached_property
     def screen(self) -> Screen:

@@ -25,7 +25,8 @@ from ..isolation.egress.connections import MOST_KEPT
 from ..policies import CanonicalError, Decision, Rules, narrow
 from ..policies.rules import ambiguous, judge, stricter
 from .audit import AuditLog, spans
-from .audit.record import recorded_arguments, recorded_output
+from .audit.log import begin_form
+from .audit.record import canonical, recorded_arguments, recorded_output
 from .call import (
     REFUSAL,
     Approval,
@@ -51,6 +52,7 @@ __all__ = [
 
 CONNECTIONS = "purplebox/connections"
 _MOST_TOLD = 20
+_MOST_FORMS = 256  # of a version; sessions and rules' reasons have no end
 Run = Callable[[Call, Version], Awaitable[Ran]]
 
 
@@ -154,16 +156,27 @@ class Calls:
     def _begin(self, call: Call, decision: Decision, version: Version) -> str:
         policy, audit = version.policy, version.policy.audit
         enforcement = version.engine.enforcement
-        call_id = self._log.begin({
-            "tool": call.tool, "server": call.server, "client": call.client,
-            "session": call.session, "policy": policy.name, "policy_version": policy.digest,
-            "effect": decision.effect, "rule": decision.rule, "decision_reason": decision.reason,
-            "arguments": recorded_arguments(
-                version.screen.recorded(call.arguments) if audit.arguments == "full"
-                else call.arguments, audit.arguments, audit.redact,
-            ),
-            "enforcement": enforcement.to_json(), **spans.identity(),
-        })  # fmt: skip
+        arguments = recorded_arguments(
+            version.screen.recorded(call.arguments) if audit.arguments == "full"
+            else call.arguments, audit.arguments, audit.redact,
+        )  # fmt: skip
+        traced = spans.identity()
+        said = (decision.effect, decision.rule, decision.reason)
+        key = (call.tool, call.server, call.client, call.session, *said)
+        form = None if traced else version.forms.get(key)
+        if form is None:
+            fields = {
+                "tool": call.tool, "server": call.server, "client": call.client,
+                "session": call.session, "policy": policy.name, "policy_version": policy.digest,
+                "effect": decision.effect, "rule": decision.rule,
+                "decision_reason": decision.reason, "enforcement": enforcement.to_json(), **traced,
+            }  # fmt: skip
+            form = begin_form(fields)
+            if not traced:
+                if len(version.forms) >= _MOST_FORMS:
+                    version.forms.clear()
+                version.forms[key] = form
+        call_id = self._log.begin_as(form, canonical(arguments))
         spans.begun(call_id, policy, decision, enforcement)
         return call_id
 

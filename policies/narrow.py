@@ -48,6 +48,7 @@ class Grant:
 
 
 WHOLE = Grant(scope="policy")
+_NOTHING: dict[Scope, Grant] = {"call": Grant(scope="call"), "server": Grant(scope="server")}
 
 
 def narrow(request: Request) -> Grant:
@@ -62,6 +63,8 @@ def narrow(request: Request) -> Grant:
         scope = "server"
     elif not _is_narrow(request.tool):
         return WHOLE
+    if not request.uses:
+        return _NOTHING[scope]
     declared = [use for use in request.uses if use.declared]
     hosts = {
         (url.host, url.port): HostRule(host=url.host, ports=(url.port,))

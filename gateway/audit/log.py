@@ -22,12 +22,12 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .record import canonical, digest
+from .record import Form, canonical, digest
 
 _GENESIS = "0" * 64
 _TAIL_BYTES = 1 << 16
@@ -79,6 +79,16 @@ class AuditLog:
         self._append("begin", {"call_id": call_id, **fields})
         return call_id
 
+    def begin_as(self, form: Form, arguments: str) -> str:
+        """As `begin`, its fields being those of a `begin_form` and these arguments, spelled."""
+        call_id = os.urandom(16).hex()
+        self._write(
+            lambda seq, previous: form.filled(
+                arguments, f'"{call_id}"', f'"{previous}"', str(seq), repr(time.time())
+            )
+        )
+        return call_id
+
     def note(self, call_id: str, event: str, fields: Mapping[str, Any]) -> None:
         """Record what happens to a call before it ends, as `event` (not `begin` or `end`)."""
         self._append(event, {"call_id": call_id, **fields})
@@ -97,6 +107,14 @@ class AuditLog:
         os.close(self._head)
 
     def _append(self, event: str, fields: Mapping[str, Any]) -> None:
+        self._write(
+            lambda seq, previous: canonical(
+                {**fields, "seq": seq, "time": time.time(), "event": event, "prev": previous}
+            )
+        )
+
+    def _write(self, spell: Callable[[int, str], str]) -> None:
+        """Append the line that `spell` makes of its number and the hash of the line before."""
         if self._failed is not None:
             raise self._failed
         fcntl.flock(self._fd, fcntl.LOCK_EX)
@@ -106,9 +124,7 @@ class AuditLog:
             if found != size:  # the first line, or another gateway's
                 seq, previous = self._tail()
                 found = os.fstat(self._fd).st_size
-            body = canonical(
-                {**fields, "seq": seq + 1, "time": time.time(), "event": event, "prev": previous}
-            )
+            body = spell(seq + 1, previous)
             stated = hashlib.sha256(body.encode()).hexdigest()
             data = f'{body[:-1]},"hash":"{stated}"}}\n'.encode()
             if os.write(self._fd, data) != len(data):
@@ -148,6 +164,11 @@ class AuditLog:
                 continue
             data = b"\n".join(lines[:-1])
         return 0, _GENESIS
+
+
+def begin_form(fields: Mapping[str, Any]) -> Form:
+    """The form of `begin` lines that have these fields and differ in their arguments."""
+    return Form({**fields, "event": "begin"}, ("arguments", "call_id", "prev", "seq", "time"))
 
 
 def _head_path(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -19,6 +20,31 @@ def canonical(value: Any) -> str:
     """One spelling for one value: sorted keys, no spaces, ASCII only, so that newlines and terminal
     codes in an argument forge nothing in a log."""
     return _encoder.encode(value)
+
+
+class Form:
+    """The spelling of an object of which some members differ from one time to the next.
+
+    Args:
+        fields: Those that stay.
+        holes: Names of the others.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], holes: Sequence[str]) -> None:
+        # Nothing that stays can hold these; what differs is never looked through for them.
+        marks = {hole: os.urandom(16).hex() for hole in holes}
+        text = canonical({**fields, **marks})
+        self._parts: list[str] = []
+        for hole in sorted(holes):
+            before, _, text = text.partition(f'"{marks[hole]}"')
+            self._parts += [before, ""]
+        self._parts.append(text)
+
+    def filled(self, *values: str) -> str:
+        """`canonical` of the whole: the members that differ, each spelled, in the order of their names."""
+        parts = self._parts.copy()
+        parts[1::2] = values
+        return "".join(parts)
 
 
 def digest(value: Any) -> str:

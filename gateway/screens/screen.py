@@ -80,6 +80,11 @@ class Screen:
         if not detectors.is_ready() and any(map(detectors.is_wanted, _leaves(value)[0])):
             await asyncio.to_thread(detectors.load)
 
+    def is_plain(self, value: Any) -> bool:
+        """Whether nothing can be found in `value`; False where only a closer look can tell. Fast."""
+        leaves, opaque = _leaves(value)
+        return not opaque and self._is_plain(leaves)
+
     def value(self, value: Any, findings: Findings) -> Any:
         """`value` as it may be handed on: itself where nothing was found, else a changed copy."""
         leaves, opaque = _leaves(value)

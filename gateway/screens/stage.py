@@ -25,13 +25,17 @@ class Screens:
 
     async def after(self, call: Call, ran: Ran, version: Version) -> Ran:
         """As `Stage.after`."""
-        from ..call import Ran, Refusal, refused
-
-        screen, findings = version.screen, Findings()
+        screen = version.screen
         both: list[Any] = [ran.result, dict(ran.facts)]
         if not screen.is_ready:
             await screen.prepare(both)
-        if is_large(ran.result):
+        large = is_large(ran.result)
+        if not large and screen.is_plain(both):
+            return ran
+        from ..call import Ran, Refusal, refused
+
+        findings = Findings()
+        if large:
             result, facts = await asyncio.to_thread(screen.value, both, findings)
         else:
             result, facts = screen.value(both, findings)
