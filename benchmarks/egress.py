@@ -4,7 +4,8 @@ Run it: python benchmarks/egress.py [--rounds N]
 One server (a process of its own) on loopback; the same client program, outside for the direct connection
 and the two proxies (CONNECT), in a sandbox of srt (npm's @anthropic-ai/sandbox-runtime; its proxies by CONNECT),
 each left out and said so where it is not installed; inside a sandbox for the
-gate: knowing nothing of it, with a name that is resolved for each connection or once, and by CONNECT. Each round runs every way once; figures are medians,
+gate: knowing nothing of it, with a name that is resolved for each connection (one that the policy has as such, one by a pattern) or once, and
+by CONNECT. Each round runs every way once; figures are medians,
 and only ratios inside one run mean anything. Server, gate and client share the cores.
 """
 
@@ -214,8 +215,11 @@ async def idle(engine: Engine, port: int) -> float:
 
 
 def policy(port: int) -> Policy:
-    rule = {"host": "bench.test", "ports": [port], "addresses": ["127.0.0.1"]}
-    network = Network.model_validate({"isolated": False, "allow": [rule]}, strict=False)
+    allow = [
+        {"host": host, "ports": [port], "addresses": ["127.0.0.1"]}
+        for host in ("bench.test", "*.pattern.test")
+    ]
+    network = Network.model_validate({"isolated": False, "allow": allow}, strict=False)
     return load_policy("base").model_copy(update={"network": network})
 
 
@@ -238,6 +242,9 @@ async def measure(rounds: int, port: int) -> None:
                     )
                     found.setdefault("purple, nothing set", []).append(
                         await inside(engine, ["bench.test", port, 0, *rest])
+                    )
+                    found.setdefault("purple, by a pattern", []).append(
+                        await inside(engine, ["a.pattern.test", port, 0, *rest])
                     )
                     found.setdefault("purple, name resolved once", []).append(
                         await inside(engine, ["bench.test", port, 0, LARGE_BYTES, "once"])

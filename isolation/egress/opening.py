@@ -57,6 +57,7 @@ class Opening:
         self._on_left = on_left
         self._first = held
         self._address = literal
+        self._text = ""
         self._server: RawStream | None = None
         self._waits: RawStream | None = None  # for the client's first bytes, or the server
         self._relay: Relay | None = None
@@ -121,6 +122,7 @@ class Opening:
 
     def _dial(self) -> None:
         assert self._address is not None
+        self._text = str(self._address)
         self._server = tcp_stream(self._address, self.entry, self.client.watcher)
         if not self._connect():
             self._waits = self._server
@@ -129,16 +131,15 @@ class Opening:
 
     def _connect(self) -> bool:
         assert self._server is not None
-        address = str(self._address)
         try:
-            if not self._server.connected(address, self.entry.port):
+            if not self._server.connected(self._text, self.entry.port):
                 return False
         except OSError:
             self._dialer.forget(self.entry.name, self.entry.port)
             self._leave()
             return True
         self._stop()
-        self.entry.address = address
+        self.entry.address = self._text
         if not self.reply:
             self._carry(self._server)
         elif self._say():
