@@ -5,7 +5,8 @@ its own when it ends; what becomes of one command is an `execution`. `plan` comp
 plain values; `keeper` and `zygote`, each a process of its own, carry them out: a `slot` is one
 sandbox there, `lockdown` the order in which it is closed, `pid1` its first process, which starts the
 command; `ground` is what the two build before there is a plan. On the gateway's side `forkserver` has them forked ahead, `link` speaks with them, `started`
-is a sandbox that is ready, and `pool` keeps some. One file per kernel facility serves them.
+is a sandbox that is ready, and `pool` keeps some. One file per kernel facility serves them. Where the
+caller's event loop is not asyncio's, an engine lives in a `loopthread` and is called from `abroad`.
 
 Names load on first use: the zygote imports this package, too, and must stay small.
 """
