@@ -78,7 +78,8 @@ ATTACKS: tuple[Attack, ...] = (
     *_of("seccomp", "EPERM",
          "new_user_namespace", "clone_user_namespace", "io_uring", "ptrace", "process_memory",
          "steal_descriptor", "keyring", "userfaultfd", "perf", "mount_api", "change_root",
-         "file_handles", "kernel_programs", "administration", "socket_families", "netlink_families"),
+         "file_handles", "kernel_programs", "administration", "socket_families", "netlink_families",
+         "make_setuid"),
     *_of("seccomp", "EPERM EACCES", "type_into_the_terminal"),
     *_of("seccomp", "ENOSYS", "clone3"),
     # A kernel without the 32-bit entry ends it by another signal, or takes it for the 64-bit one (user-mode
@@ -186,6 +187,10 @@ def _why_not(engine: Engine, one: Attack) -> str:
             return f"not enforced on this host: {status.reason}"
     if engine.policy.user == "root" and one.layer == "capabilities":
         return "the policy says user: root"
+    if one.name == "make_setuid" and engine._entered.plan.id_maps:
+        return "the policy says user: root"
+    if one.name == "use_what_only_landlock_holds" and engine._entered.plan.names_threads:
+        return "the GPU's library names threads in /proc"
     if one.name == "more_processes" and engine.policy.resources.processes is None:
         return "the policy has no resources.processes"
     return ""

@@ -142,6 +142,17 @@ def gain_by_setuid() -> object:
     return f"without nosuid: {loose}" if loose else "none"
 
 
+def make_setuid() -> object:
+    """For the host's other users, to whom the workspace's owner is somebody."""
+    path = f"/tmp/setuid-{os.getpid()}"
+    open(path, "w").close()
+    return each(
+        lambda: os.chmod(path, 0o4755),
+        lambda: os.chmod(path, 0o4755, dir_fd=os.open("/tmp", os.O_RDONLY)),
+        lambda: os.mknod(f"{path}-made", 0o104755),
+    )
+
+
 def run_from_memory() -> object:
     """memfd_create(2) and execveat(2) are allowed; what runs so is held like the rest."""
     fd = os.memfd_create("program", 0)

@@ -161,6 +161,7 @@ CONTROLS: dict[str, Inside | Outside] = {
     "administration": Outside(user=False, answers=("E",)),
     "socket_families": Outside(user=False, answers=("family",)),
     "netlink_families": FREE,
+    "make_setuid": FREE,
     "type_into_the_terminal": Inside(change=without_seccomp, answers=("ok", "EIO")),
     "clone3": Inside(change=without_seccomp, answers=("EINVAL",)),
     "foreign_entry": Inside(change=without_seccomp, answers=("ok", "SIGSEGV", "EBADF")),
