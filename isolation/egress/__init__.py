@@ -1,6 +1,6 @@
 """The only way out of a sandbox. `gate` accepts its connections and holds them to the policy.
 
-`opening` carries what waits for nobody, by `relay` and the package's `poller`; `names` answers its DNS, `dial` resolves
+`opening` carries what waits for nobody, by `relay` and the package's `poller`; `questions` and `names` answer its DNS, `dial` resolves
 and connects on the host's side, `connections` keeps account, `proxy` speaks to programs that want one,
 `publish` carries `network.listen`. `inspect.Interceptor`
 reads a connection that is allowed, with `tls` and `ca` for its two handshakes, `http1` and `http2` for

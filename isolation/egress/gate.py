@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from ...policies.addresses import Address, unmapped
 from ...policies.hosts import Hosts, Verdict, Why
 from ...policies.model import Network
-from .. import libc
 from ..errors import SetupError
 from ..netns import GATE_PORT
 from ..poller import Poller
@@ -35,9 +34,10 @@ from .credentials import open_vault
 from .dial import Dialer, Refused, Resolve, SystemResolver
 from .http import Judgement, Origin
 from .inspect import Interceptor
-from .names import Names, answer, hosts_file, listed, made_up
+from .names import Names, hosts_file, listed, made_up
 from .opening import Opening
 from .proxy import Asking, Proxy
+from .questions import Questions
 from .sockets import RawStream
 from .tls import ByteStream, Rewound
 
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 _MOST_OPEN = 2048  # connections of a sandbox at once
 _LAST_SECONDS = 0.2  # for what a program sent before it ended
 _PAUSE_SECONDS = 0.1  # when descriptors have run out
-_MOST_DNS_BYTES = 4096
 _MOST_WAYS = 1024  # decisions of a sandbox that are kept
 
 
@@ -148,7 +147,10 @@ class Gate:
         self._names = Names(egress.names)
         self._proxy = Proxy(self)
         self._tcp, self._udp, self._dns = (socket.socket(fileno=fd) for fd in doors)
-        self._ipv6 = self._tcp.family == socket.AF_INET6
+        ipv6 = self._tcp.family == socket.AF_INET6
+        self._questions = Questions(
+            self._names, self.decide_name, ipv6=ipv6, refused=self.ledger.refused_name
+        )
         self._loop = asyncio.get_running_loop()
         self._poller = Poller()
         self._live: set[_Live] = set()  # connections
@@ -158,8 +160,8 @@ class Gate:
         self._ways: dict[tuple[str, int], _Way] = {}
         self._names.on_taken_back = self._ways.clear
         self._listen(self._tcp, self._begin)
-        self._listen(self._dns, lambda client: self.spawn(self._serve_dns(client)))
-        self._poller.add_reader(self._udp.fileno(), self._on_datagram)
+        self._listen(self._dns, lambda client: self.spawn(self._questions.serve(client)))
+        self._poller.add_reader(self._udp.fileno(), self._questions.on_datagram, self._udp)
 
     def decide_name(self, name: str, port: int | None = None) -> Verdict:
         """As `Hosts.decide_name`, for this call."""
@@ -411,44 +413,6 @@ class Gate:
 
         return dial
 
-    def _answer(self, question: bytes) -> bytes | None:
-        return answer(
-            question, self._names, self.decide_name, ipv6=self._ipv6,
-            refused=self.ledger.refused_name,
-        )  # fmt: skip
-
-    def _on_datagram(self) -> None:
-        room = socket.CMSG_SPACE(32)
-        for _ in range(64):
-            try:
-                question, ancillary, _, peer = self._udp.recvmsg(_MOST_DNS_BYTES, room)
-            except OSError:
-                return
-            said = self._answer(question)
-            # The answer's source is the address that was asked: ipv6(7), ip(7).
-            source = [item for item in ancillary if item[:2] in _PACKET_INFO]
-            if said is not None:
-                with contextlib.suppress(OSError):
-                    self._udp.sendmsg([said], source, 0, peer)
-
-    async def _serve_dns(self, client: RawStream) -> None:
-        """DNS over TCP: each message after its length in two bytes. RFC 7766."""
-        held = b""
-        try:
-            while data := await client.read(_MOST_DNS_BYTES):
-                held += data
-                while len(held) >= 2 and len(held) >= 2 + int.from_bytes(held[:2]):
-                    size = int.from_bytes(held[:2])
-                    said = self._answer(held[2 : 2 + size])
-                    held = held[2 + size :]
-                    if said is None:
-                        return
-                    await client.write(len(said).to_bytes(2) + said)
-        except OSError:
-            client.abort()
-        finally:
-            client.close()
-
 
 def _narrowed(verdict: Verdict, only: Verdict, what: str) -> Verdict:
     """The policy's `verdict`, unless the call is for other hosts only."""
@@ -456,9 +420,3 @@ def _narrowed(verdict: Verdict, only: Verdict, what: str) -> Verdict:
         return verdict
     text = f"{what} is allowed by {verdict.rule}, but this call named another host or port"
     return Verdict(allowed=False, reason=only.reason, rule="call", text=text)
-
-
-_PACKET_INFO = (
-    (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO),
-    (socket.IPPROTO_IP, libc.IP_PKTINFO),
-)
