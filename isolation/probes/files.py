@@ -144,11 +144,12 @@ def gain_by_setuid() -> object:
 
 def make_setuid() -> object:
     """For the host's other users, to whom the workspace's owner is somebody."""
-    path = f"/tmp/setuid-{os.getpid()}"
+    directory = os.environ.get("TMPDIR", "/tmp")
+    path = f"{directory}/setuid-{os.getpid()}"
     open(path, "w").close()
     return each(
         lambda: os.chmod(path, 0o4755),
-        lambda: os.chmod(path, 0o4755, dir_fd=os.open("/tmp", os.O_RDONLY)),
+        lambda: os.chmod(path, 0o4755, dir_fd=os.open(directory, os.O_RDONLY)),
         lambda: os.mknod(f"{path}-made", 0o104755),
     )
 
