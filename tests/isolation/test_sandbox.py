@@ -235,7 +235,9 @@ def test_a_fork_bomb_ends_while_another_sandbox_answers(workspace: Path) -> None
 
     bombed, other = in_engine(with_resources(processes=64), workspace, both)
     assert other.stdout == b"alive\n"
-    assert bombed.reason in ("timed_out", "exited")
+    # Without a cgroup it may be the watcher who ends it.
+    watched = "resources.processes" in [limit.key for limit in bombed.limits]
+    assert bombed.reason in ("timed_out", "exited") or (bombed.reason == "signaled" and watched)
 
 
 def test_what_a_run_leaves_in_the_background_is_gone(workspace: Path) -> None:
