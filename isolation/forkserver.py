@@ -81,6 +81,10 @@ class ForkServer:
                 try:
                     message, fds = receive(door, 1 << 16, 2, socket.MSG_DONTWAIT)
                 except BlockingIOError:
+                    with contextlib.suppress(
+                        OSError
+                    ):  # it has died, or has been asked often enough
+                        door.send(b"hurry", socket.MSG_DONTWAIT)
                     return os.dup(door.fileno()), None  # one for each who waits
                 except ConnectionResetError:
                     message, fds = b"", []

@@ -39,6 +39,8 @@ class Ground:
     Args:
         gateway: The zygote's channel to the gateway.
         common: What plans it is for.
+        rehearses: Whether there is time to do once, to no effect, what is to be done for a plan. A
+            fork's memory is its own only when it has been written to, which takes as long as all else.
 
     Attributes:
         common: As given.
@@ -48,7 +50,7 @@ class Ground:
         SetupError: it cannot be had here; says why.
     """
 
-    def __init__(self, gateway: socket.socket, common: Common) -> None:
+    def __init__(self, gateway: socket.socket, common: Common, *, rehearses: bool) -> None:
         self.common = common
         self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._looked_at = looked_at(common.system)
@@ -62,8 +64,11 @@ class Ground:
                 self._base = self._build() if common.namespaces and os.geteuid() == 0 else None
                 self._zygote = os.fork()
                 if self._zygote == 0:
-                    close_but(0, 1, 2, theirs.fileno(), gateway.fileno())
-                    become_zygote(theirs, gateway, common)
+                    try:
+                        close_but(0, 1, 2, theirs.fileno(), gateway.fileno())
+                        become_zygote(theirs, gateway, common, rehearses=rehearses)
+                    finally:
+                        os._exit(1)
             finally:
                 theirs.close()
                 self._come_back()
@@ -74,6 +79,8 @@ class Ground:
         if "error" in said:
             self.end()
             raise SetupError(said["error"])
+        if rehearses:
+            self._rehearse()
 
     def _build(self) -> Base:
         self._owners = Owners(UNUSED_ID, [(0, 0)])
@@ -85,9 +92,7 @@ class Ground:
         libc.mount(None, "/", None, libc.MS_REC | libc.MS_SHARED)
         return base
 
-    def rehearse(self) -> None:
-        """Do what is to be done for a plan once, to no effect: a fork's memory is its own only when
-        it has been written to, which takes as long as all else."""
+    def _rehearse(self) -> None:
         example = Plan.from_json(self.common.example().to_json())
         if self.is_fresh() and self.common.serves(example) and self._base and self._owners:
             self._base.rehearse(example, self._owners, self._outside, self._inside)
@@ -105,10 +110,14 @@ class Ground:
             return not poll.poll(0) and self._states == states(self._looked_at)
         return False
 
-    def give(self, plan: Plan) -> None:
-        """Have the zygote begin to serve a plan. Raises `OSError`, `SetupError`, see `Base.add`."""
+    def give(self, plan: Plan, text: bytes) -> None:
+        """Have the zygote begin to serve a plan, which is `text` in JSON.
+
+        Raises:
+            OSError, SetupError: see `Base.add`.
+        """
         with contextlib.suppress(ConnectionError):  # should it have died: that is heard later
-            self.channel.send(plan.to_json())
+            self.channel.send(text)
             if self._base and self._owners:
                 try:
                     self._base.add(plan, self._owners, self._outside, self._inside)

@@ -30,7 +30,6 @@ import select
 import signal
 import socket
 import sys
-import time
 from typing import Any, NoReturn
 
 from . import leftovers, libc, scope
@@ -50,17 +49,29 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are not waited for
     door = socket.socket(fileno=fd)
     gc.freeze()  # a collector that writes to what it finds would have forks copy it
+    hurried = True  # we are started when somebody wants one
     while True:
         taken, taker = os.pipe2(os.O_CLOEXEC)
         if os.fork() == 0:
             os.close(taken)
-            _become_keeper(door, taker)
+            _become_keeper(door, taker, hurried=hurried)
         os.close(taker)
         was_taken = os.read(taken, 1)  # or it died
         os.close(taken)
         if not was_taken and _is_closed(door):
             return
-        time.sleep(_PAUSE_SECONDS)
+        _is_hurried(door)  # by whoever has one now
+        select.select([door], [], [], _PAUSE_SECONDS)
+        hurried = _is_hurried(door)
+
+
+def _is_hurried(door: socket.socket) -> bool:
+    """Whether the gateway has said that somebody waits for a keeper; listens to all that it says."""
+    said = False
+    with contextlib.suppress(BlockingIOError, ConnectionResetError):
+        while door.recv(16, socket.MSG_DONTWAIT):
+            said = True
+    return said
 
 
 def _is_closed(door: socket.socket) -> bool:
@@ -72,7 +83,7 @@ def _is_closed(door: socket.socket) -> bool:
         return True
 
 
-def _become_keeper(door: socket.socket, taker: int) -> NoReturn:
+def _become_keeper(door: socket.socket, taker: int, *, hurried: bool) -> NoReturn:
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.umask(0o022)
@@ -83,8 +94,7 @@ def _become_keeper(door: socket.socket, taker: int) -> NoReturn:
         for_zygote, asks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ground: Ground | None = None
         with contextlib.suppress(SetupError):  # whoever comes with a plan will hear of it
-            ground = Ground(for_zygote, likely())
-            ground.rehearse()
+            ground = Ground(for_zygote, likely(), rehearses=not hurried)
         facts = {"keeper": os.getpid(), "cgroup": _facts(hierarchy)}
         ends = [theirs.fileno(), asks.fileno()]
         with contextlib.suppress(ConnectionError):  # then so is our end of `gateway`
@@ -92,19 +102,18 @@ def _become_keeper(door: socket.socket, taker: int) -> NoReturn:
         for channel in (door, theirs, asks):
             channel.close()
         begin, fds = receive(gateway, 16, 1)
-        plan = None
+        text = b""
         if begin:
-            with contextlib.suppress(BrokenPipeError):  # the server was killed: we are the last
-                os.write(taker, b"t")
             os.dup2(fds[0], 2)
             os.close(fds[0])
             if ground is not None and not ground.is_fresh():  # while the gateway compiles the plan
                 ground.end()
                 ground = None
-            if text := gateway.recv(1 << 20):
-                plan = Plan.from_json(text)
+            with contextlib.suppress(BrokenPipeError):  # the server was killed: we are the last
+                os.write(taker, b"t")
+            text = gateway.recv(1 << 20)
         os.close(taker)
-        _keep(gateway, for_zygote, plan, ground, hierarchy)
+        _keep(gateway, for_zygote, text, ground, hierarchy)
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
@@ -116,13 +125,16 @@ def _facts(hierarchy: Hierarchy) -> dict[str, Any]:
 
 
 def _keep(
-    gateway: socket.socket, for_zygote: socket.socket, plan: Plan | None, ground: Ground | None,
+    gateway: socket.socket, for_zygote: socket.socket, text: bytes, ground: Ground | None,
     hierarchy: Hierarchy,
 ) -> None:  # fmt: skip
-    """Serve one engine until its gateway or its zygote has ended; None for a plan: at once."""
+    """Serve one engine, whose plan is `text`, until its gateway or its zygote has ended; without a
+    plan, until now."""
+    plan: Plan | None = None
     try:
-        if plan is None:
+        if not text:
             return
+        plan = Plan.from_json(text)
         if plan.io_bytes_per_second is not None:
             hierarchy.close()
             hierarchy = Hierarchy(plan)
@@ -132,8 +144,8 @@ def _keep(
             if ground is not None and not ground.common.serves(plan):
                 ground.end()
                 ground = None
-            ground = ground or Ground(for_zygote, plan.common)
-            ground.give(plan)
+            ground = ground or Ground(for_zygote, plan.common, rehearses=False)
+            ground.give(plan, text)
         except (OSError, SetupError) as error:
             said = str(error) if isinstance(error, SetupError) else f"OSError: {error}"
             with contextlib.suppress(ConnectionError):

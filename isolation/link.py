@@ -69,18 +69,18 @@ class Link:
         except OSError as error:
             raise SetupError(f"no process for sandboxes can be started: {error}") from error
         self._keeper, self._cgroups, self._to_keeper, self._to_zygote = offer
-        loop = asyncio.get_running_loop()
-        self.poller = Poller()
-        self._hello = loop.create_future()
         self._opened = True
-        loop.add_reader(self._to_keeper, self._on_keeper)
-        loop.add_reader(self._to_zygote, self._on_zygote)
         with contextlib.suppress(ConnectionError):  # it has died: `built` says so
             if sys.__stderr__ is not None:
                 socket.send_fds(self._to_keeper, [b"begin"], [2])
             else:
                 with open(os.devnull, "wb") as nowhere:
                     socket.send_fds(self._to_keeper, [b"begin"], [nowhere.fileno()])
+        loop = asyncio.get_running_loop()
+        self.poller = Poller()
+        self._hello = loop.create_future()
+        loop.add_reader(self._to_keeper, self._on_keeper)
+        loop.add_reader(self._to_zygote, self._on_zygote)
 
     async def open(self, plan: Plan) -> dict[str, Any]:
         """Have the view built; returns what keeper and zygote found: `cgroup`, `landlock_abi`.

@@ -13,6 +13,7 @@ import json
 import os
 import stat
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
@@ -86,6 +87,8 @@ ETC = [
     "vim",
     "xattr.conf",
 ]
+_PARENTS = ("/", "/etc", *(f"/etc/{d}" for d in {os.path.dirname(name) for name in ETC} if d))
+_present: dict[tuple[int, ...], tuple[str, ...]] = {}  # by `system_paths`, for what it looked at
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt")
 # Where distributions keep the bundle of the authorities that they trust; the first wins, as in Go's
 # crypto/x509/root_linux.go.
@@ -223,8 +226,25 @@ class Plan(NamedTuple):
 
 def system_paths(more: Iterable[str] = ()) -> tuple[str, ...]:
     """What every sandbox sees of the host, as far as this host has it."""
-    paths = (*SYSTEM, *(f"/etc/{name}" for name in ETC), *more)
-    return tuple(path for path in paths if os.path.lexists(path))
+    looked = _look()
+    found = _present.get(looked)
+    # A change in the same tick of the kernel's, some milliseconds, as another leaves no trace.
+    if found is None or time.time_ns() - max(looked[1::2]) < 1_000_000_000:
+        paths = (*SYSTEM, *(f"/etc/{name}" for name in ETC))
+        found = tuple(path for path in paths if os.path.lexists(path))
+        _present.clear()
+        _present[looked] = found
+    return (*found, *filter(os.path.lexists, more))
+
+
+def _look() -> tuple[int, ...]:
+    """What differs when one of `SYSTEM` or `ETC` has come or gone: inodes and times of change."""
+    found: list[int] = []
+    for directory in _PARENTS:
+        with contextlib.suppress(OSError):
+            status = os.stat(directory)
+            found += [status.st_ino, status.st_ctime_ns]
+    return tuple(found)
 
 
 def compile_plan(

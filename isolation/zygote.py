@@ -40,7 +40,9 @@ from .watcher import Watcher
 SPARE_NETWORKS = 16  # some 160 kB each; as many as calls that begin while as many end
 
 
-def become_zygote(keeper: socket.socket, gateway: socket.socket, common: Common) -> NoReturn:
+def become_zygote(
+    keeper: socket.socket, gateway: socket.socket, common: Common, *, rehearses: bool
+) -> NoReturn:
     """Turn this forked process into the zygote, and serve keeper and gateway once a plan comes.
 
     Args:
@@ -49,6 +51,7 @@ def become_zygote(keeper: socket.socket, gateway: socket.socket, common: Common)
         gateway: SOCK_SEQPACKET. Asks for sandboxes and for signals to their commands.
         common: What plans it must serve. For root the view is there and is added to from outside,
             see ground.py; others add to it here.
+        rehearses: As of `Ground`.
     """
     try:
         libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -58,11 +61,11 @@ def become_zygote(keeper: socket.socket, gateway: socket.socket, common: Common)
         os.close(fd)
         add = None
         if common.namespaces:
-            add = _enter(common, (keeper, gateway))
+            add = _enter(common, (keeper, gateway), rehearses=rehearses)
         else:
             stay()
         zygote = Zygote(keeper, gateway)
-        if common.namespaces:
+        if common.namespaces and rehearses:
             zygote.rehearse(common.example())
         keeper.send(b"{}")
         if text := keeper.recv(1 << 20):
@@ -82,7 +85,9 @@ def become_zygote(keeper: socket.socket, gateway: socket.socket, common: Common)
     os._exit(1)
 
 
-def _enter(common: Common, channels: tuple[socket.socket, ...]) -> Callable[[Plan], None] | None:
+def _enter(
+    common: Common, channels: tuple[socket.socket, ...], *, rehearses: bool
+) -> Callable[[Plan], None] | None:
     """Be in namespaces of one's own, with the view. Returns what adds to it what a plan grants."""
     uid, gid = os.geteuid(), os.getegid()
     root = uid == 0
@@ -104,7 +109,7 @@ def _enter(common: Common, channels: tuple[socket.socket, ...]) -> Callable[[Pla
         os.waitpid(pid, 0)
         os._exit(0)
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-    add = None if root else _build(common)
+    add = None if root else _build(common, rehearses=rehearses)
     libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
     # Inherited by all that is started here; lockdown.py does the rest.
     capabilities.drop_bounding_set(KEPT if common.id_maps else ())
@@ -112,14 +117,15 @@ def _enter(common: Common, channels: tuple[socket.socket, ...]) -> Callable[[Pla
     return add
 
 
-def _build(common: Common) -> Callable[[Plan], None]:
+def _build(common: Common, *, rehearses: bool) -> Callable[[Plan], None]:
     """Build the view; the mounts that we come from are kept by the process that waits for us."""
     libc.mount(None, "/", None, libc.MS_REC | libc.MS_SLAVE)  # what the host mounts comes here, too
     outside = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     _unshare(libc.CLONE_NEWNS)
     inside = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     base = Base(common)
-    base.rehearse(common.example(), Owners(None), outside, inside)
+    if rehearses:
+        base.rehearse(common.example(), Owners(None), outside, inside)
 
     def add(plan: Plan) -> None:
         base.add(plan, Owners(None), outside, inside)
@@ -171,10 +177,7 @@ class Zygote:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     def rehearse(self, example: Plan) -> None:
-        """Make a sandbox and let it go, but for its network: the first one's is the next.
-
-        A fork's memory is its own only when it has been written to, which takes as long as all else.
-        """
+        """Make a sandbox and let it go, but for its network: that is the first one's."""
         marks: dict[str, list[str]] = {"hide": [], "protect": []}
         slot = Slot(json.loads(json.dumps({"spawn": 0, "group": 0, "terminal": [], **marks})))
         null = os.open(

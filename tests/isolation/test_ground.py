@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from purplebox.isolation import Engine, SetupError, forkserver, link, sandbox
+from purplebox.isolation import Engine, SetupError, forkserver, link, plan, sandbox
 from purplebox.isolation.ground import likely
 from purplebox.isolation.plan import NETWORK_FILES, Plan, compile_plan
 from purplebox.policies import load_policy
@@ -34,13 +34,13 @@ def zygotes(engine: Engine) -> list[int]:
 
 
 def test_what_is_likely_serves_a_plan_with_and_without_network(workspace: Path) -> None:
-    plan = compile_plan(BASE, workspace)
-    assert likely().serves(plan)
+    base = compile_plan(BASE, workspace)
+    assert likely().serves(base)
     assert likely().serves(compile_plan(load_policy("web-scraper"), workspace))
     for other in (
-        plan._replace(system=plan.system[1:]), plan._replace(system=(*plan.system, "/srv")),
-        plan._replace(devices=("/dev/tty",)), plan._replace(namespaces=False),
-        plan._replace(id_maps=("newuidmap", "0 1 1")),
+        base._replace(system=base.system[1:]), base._replace(system=(*base.system, "/srv")),
+        base._replace(devices=("/dev/tty",)), base._replace(namespaces=False),
+        base._replace(id_maps=("newuidmap", "0 1 1")),
     ):  # fmt: skip
         assert not likely().serves(other)
     assert set(NETWORK_FILES) & set(likely().system) == {"/etc/hosts"}  # of which there is a copy
@@ -68,8 +68,8 @@ async def ended(pid: int) -> None:
 
 def with_system(path: str) -> Callable[..., Plan]:
     def compiled(*arguments: Any, **named: Any) -> Plan:
-        plan = compile_plan(*arguments, **named)
-        return plan._replace(system=(*plan.system, path))
+        made = compile_plan(*arguments, **named)
+        return made._replace(system=(*made.system, path))
 
     return compiled
 
@@ -194,3 +194,22 @@ async def test_what_was_rehearsed_leaves_no_mount(workspace: Path) -> None:
         result = await engine.run(["cut", "-d ", "-f5", "/proc/self/mountinfo"])
     mounted = result.stdout.decode().split()
     assert [mounted.count(path) for path in ("/", "/usr", "/dev/null")] == [1, 1, 1], mounted
+
+
+def test_system_software_that_comes_or_goes_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    places = [str(tmp_path / name) for name in ("one", "two")]
+    monkeypatch.setattr(plan, "SYSTEM", places)
+    monkeypatch.setattr(plan, "_PARENTS", (str(tmp_path),))
+    monkeypatch.setattr(plan, "ETC", [])
+    old = os.stat(tmp_path).st_ctime_ns + 2_000_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: old + 10_000_000_000)
+    assert plan.system_paths() == plan.system_paths() == ()
+    for index, place in enumerate(places):
+        time.sleep(0.02)  # the kernel's tick
+        Path(place).mkdir()
+        assert plan.system_paths() == plan.system_paths() == tuple(places[: index + 1])
+    time.sleep(0.02)
+    Path(places[0]).rmdir()
+    assert plan.system_paths(["/", "/nonexistent"]) == (places[1], "/")
