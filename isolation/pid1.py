@@ -8,12 +8,13 @@ Theory of operation
     milliseconds on a quiet machine: cgroup_procs_write_start() in kernel/cgroup/cgroup.c.)
     The execve(2) that starts it has taken its capabilities: the zygote has an empty bounding set,
     no_new_privs, and an id that is not root's in its user namespace. It makes itself unreadable to
-    what will run beside it, restricts itself by ruleset and filter, and reads its order: what
-    execve takes. It starts the command in a session of its own, from the same memory but without
-    waiting for its execve(2), as vfork(2) would (a wake-up less), and reaps whatever is orphaned
-    to it until the command ends. Then it says how on the socket and exits, which is the
-    end of everything else in its pid namespace. Anything that fails is said in the same way; it
-    never goes on without the restriction that failed.
+    what will run beside it, restricts itself by ruleset and filter, and waits for `GO`: that the
+    zygote has set its limits (prlimit(2)). Then it starts the process that becomes the command, in a
+    session of its own and from the same memory, and reaps whatever is orphaned to it until that one
+    ends. That one reads the order, what execve takes, so that when it comes one process has to be
+    woken, which has nothing to do but execute. pid 1 then says on the socket how it ended, and
+    exits, which is the end of everything else in its pid namespace. Anything that fails is said in
+    the same way; it never goes on without the restriction that failed.
 
     The command is not pid 1 itself, which the kernel shields from its own signals
     (pid_namespaces(7)). pid 1 is no Python, because fork, memory and exit of an interpreter would
@@ -37,6 +38,7 @@ from . import capabilities, landlock, libc
 from .rlimits import rusage
 
 CONTROL, RULESET, FILTER, GROUPS = 3, 4, 5, 6
+GO = b"g"  # before the order
 PATH = "/run/purple/init"  # in the view
 TERMINAL = "/dev/pts/0"  # the first of a sandbox's own devpts
 # As in pid1_*.S; within two mebibytes, for which one page of page table is enough.
@@ -47,22 +49,22 @@ RESULT_BYTES = _RESULT.size
 
 _CODE = {
     "x86_64": """
-TIssJEyLZCQIuwAAQQC9AABRAGowQb4GAAAAQf/NdCm4AQAAAESJ90iJ5roBAAAADwWFwA+IJAEAALgDAAAARIn3DwVB/8br0ridAAAA
-vwQAAAAx9g8FhcAPiP8AAABBgDwkbnQWuL4BAAC/BAAAADH2DwWFwA+I4gAAALgRAAAAvwUAAABIid66AAABAEUx0g8Fuer///+FwA9E
-wYXAD4i5AAAAwegDU1C4PQEAAL8BAAAAMfZIieIPBYXAD4ibAAAAuAMAAAC/BAAAAA8FuAMAAAC/BQAAAA8FRTHtMcC/AwAAAEqNNCu6
-AAAQAEwp6g8FSIXAfn9JAcVJg/0wct1MOyty2Lg4AAAAvxEBAAAx9jHSRTHSRTHADwWFwHg+dF9BicZFMeS4AwAAAESJ5w8FQf/EQYP8
-A3LtuD0AAABIx8f/////SI11CDHSTI1VEA8FhcB4B0Q58HXf6wX32IlFALgBAAAAvwMAAABIie66oAAAAA8FuOcAAAAx/w8F9LhwAAAA
-DwVIi3MoSIX2dCC4AQEAAEjHx5z///+6AgAAAA8FhcB4PInHuAMAAAAPBUiLeyBIhf90C7hQAAAADwWFwHgfuAMAAAC/AwAAAA8FuDsA
-AABIi3sISItzEEiLUxgPBffYiUUEuOcAAAC/fwAAAA8F9A==
+TIssJEyLZCQIuwAAQQC9AABRAGowQb4GAAAAQf/NdCm4AQAAAESJ90iJ5roBAAAADwWFwA+IDwEAALgDAAAARIn3DwVB/8br0ridAAAAvwQA
+AAAx9g8FhcAPiOoAAABBgDwkbnQWuL4BAAC/BAAAADH2DwWFwA+IzQAAALgRAAAAvwUAAABIid66AAABAEUx0g8Fuer///+FwA9EwYXAD4ik
+AAAAwegDU1C4PQEAAL8BAAAAMfZIieIPBYXAD4iGAAAAuAMAAAC/BAAAAA8FuAMAAAC/BQAAAA8FMcC/AwAAAEiJ3roBAAAADwVIhcB+cbg4
+AAAAvxEBAAAx9jHSRTHSRTHADwWFwHg+dF9BicZFMeS4AwAAAESJ5w8FQf/EQYP8A3LtuD0AAABIx8f/////SI11CDHSTI1VEA8FhcB4B0Q5
+8HXf6wX32IlFALgBAAAAvwMAAABIie66oAAAAA8FuOcAAAAx/w8F9LhwAAAADwVFMe0xwL8DAAAASo00K7oAABAATCnqDwVIhcB+0kkBxUmD
+/TBy3Uw7K3LYSItzKEiF9nQguAEBAABIx8ec////ugIAAAAPBYXAeDyJx7gDAAAADwVIi3sgSIX/dAu4UAAAAA8FhcB4H7gDAAAAvwMAAAAP
+Bbg7AAAASIt7CEiLcxBIi1MYDwX32IlFBLjnAAAAv38AAAAPBfQ=
 """,
     "aarch64": """
-9gNA+fUHQPkzCKDSNAqg0gAGgFLgDx/41wCAUtYGAHGAAQBUCAiA0uADFyrhAwCRIgCA0gEAANSACvi3KAeA0uADFyoBAADU9wYAEfT//xfo
-FIDSgACA0gEAgNIBAADUQAn4t6ACQDkfuAFxwAAAVMg3gNKAAIDSAQCA0gEAANRACPi3aAiA0qAAgNLhAxOqIgCg0gMAgNIBAADUoQKAkh8A
-APEgAICaAAf4twD8Q9PgT7+pqCKA0iAAgNIBAIDS4gMAkQEAANQABvi3KAeA0oAAgNIBAADUoACA0gEAANQWAIDS6AeA0mAAgNJhAhaLAgKg
-0kIAFssBAADUHwAA8S0FAFTWAgCL38IA8cP+/1RgAkD53wIA62P+/1SIG4DSICKA0gEAgNICAIDSAwCA0gQAgNIBAADUgAL4t8ADALT3AwAq
-FgCAUigHgNLgAxYqAQAA1NYGABHfDgBxg///VIgggNIAAICSgSIAkQIAgNKDQgCRAQAA1IAA+LcfABdrAf//VAMAABTgAwBLgAIAuQgIgNJg
-AIDS4QMUqgIUgNIBAADUyAuA0gAAgNIBAADUAAAg1KgTgNIBAADUYRZA+QEBALQIB4DSYAyAkkIAgNIBAADU4AH4tygHgNIBAADUYBJA+YAA
-ALQoBoDSAQAA1AAB+LcoB4DSYACA0gEAANSoG4DSYIZAqWIOQPkBAADU4AMAS4AGALnIC4DS4A+A0gEAANQAACDU
+9gNA+fUHQPkzCKDSNAqg0gAGgFLgDx/41wCAUtYGAHGAAQBUCAiA0uADFyrhAwCRIgCA0gEAANSACfi3KAeA0uADFyoBAADU9wYAEfT//xfoFIDS
+gACA0gEAgNIBAADUQAj4t6ACQDkfuAFxwAAAVMg3gNKAAIDSAQCA0gEAANRAB/i3aAiA0qAAgNLhAxOqIgCg0gMAgNIBAADUoQKAkh8AAPEgAICa
+AAb4twD8Q9PgT7+pqCKA0iAAgNIBAIDS4gMAkQEAANQABfi3KAeA0oAAgNIBAADUoACA0gEAANToB4DSYACA0uEDE6oiAIDSAQAA1B8AAPFtBABU
+iBuA0iAigNIBAIDSAgCA0gMAgNIEAIDSAQAA1IAC+LfAAwC09wMAKhYAgFIoB4DS4AMWKgEAANTWBgAR3w4AcYP//1SIIIDSAACAkoEiAJECAIDS
+g0IAkQEAANSAAPi3HwAXawH//1QDAAAU4AMAS4ACALkICIDSYACA0uEDFKoCFIDSAQAA1MgLgNIAAIDSAQAA1AAAINSoE4DSAQAA1BYAgNLoB4DS
+YACA0mECFosCAqDSQgAWywEAANQfAADxTf7/VNYCAIvfwgDxw/7/VGACQPnfAgDrY/7/VGEWQPkBAQC0CAeA0mAMgJJCAIDSAQAA1OAB+LcoB4DS
+AQAA1GASQPmAAAC0KAaA0gEAANQAAfi3KAeA0mAAgNIBAADUqBuA0mCGQKliDkD5AQAA1OADAEuABgC5yAuA0uAPgNIBAADUAAAg1A==
 """,
 }
 _MACHINE = {"x86_64": 62, "aarch64": 183}  # EM_… of <elf.h>
@@ -195,8 +197,10 @@ def serve(program: bytes, *, restricted: bool, groups: int = 0) -> NoReturn:
 
 
 def read_order(control: int) -> bytes | None:
-    """The whole order; None where the gateway has gone before there was one."""
+    """The whole order, after `GO`; None where the gateway has gone before there was one."""
     text = b""
+    if not os.read(control, len(GO)):
+        return None
     while len(text) < _HEAD.size or len(text) < _HEAD.unpack_from(text)[0]:
         more = os.read(control, _BUFFER_BYTES)
         if not more:

@@ -3,7 +3,7 @@
 // (on another machine aarch64-linux-gnu-as and -objcopy). The bytes of pid1.bin stand in pid1.py;
 // tests/isolation/test_pid1.py compares them. As pid1_x86_64.S, line by line.
 //
-// No stack is used after the first lines: the command's process shares it until it executes.
+// No stack is used after the first lines: the command's process shares all memory until it executes.
 // x19 BUFFER, x20 RESULT, x21 the first argument, x22 bytes read, w23 the command's pid. The kernel
 // keeps all registers but x0.
 
@@ -81,21 +81,13 @@ _start: ldr     x22, [sp]               // argc: every argument after the first 
         mov     x0, #FILTER
         svc     #0
 
-        mov     x22, #0                 // read(CONTROL, …) until the order is whole
-2:      mov     x8, #63
+        mov     x8, #63                 // read(CONTROL, BUFFER, 1): the limits have been set
         mov     x0, #CONTROL
-        add     x1, x19, x22
-        mov     x2, #BUFFER_BYTES
-        sub     x2, x2, x22
+        mov     x1, x19
+        mov     x2, #1
         svc     #0
         cmp     x0, #0
         b.le    quit                    // the gateway has gone, or has no use for this sandbox
-        add     x22, x22, x0
-        cmp     x22, #48                // the six words of its head
-        b.lo    2b
-        ldr     x0, [x19]
-        cmp     x22, x0
-        b.lo    2b
 
         mov     x8, #220                // clone(CLONE_VM | SIGCHLD, 0, 0, 0, 0)
         mov     x0, #0x111
@@ -141,6 +133,22 @@ quit:   mov     x8, #94                 // exit_group(0): the kernel ends whatev
 
 child:  mov     x8, #157                // setsid()
         svc     #0
+        mov     x22, #0                 // read(CONTROL, …) until the order is whole
+2:      mov     x8, #63
+        mov     x0, #CONTROL
+        add     x1, x19, x22
+        mov     x2, #BUFFER_BYTES
+        sub     x2, x2, x22
+        svc     #0
+        cmp     x0, #0
+        b.le    quit
+        add     x22, x22, x0
+        cmp     x22, #48                // the six words of its head
+        b.lo    2b
+        ldr     x0, [x19]
+        cmp     x22, x0
+        b.lo    2b
+
         ldr     x1, [x19, #40]          // a terminal: the leader's first open makes it its own
         cbz     x1, 5f
         mov     x8, #56                 // openat(AT_FDCWD, terminal, O_RDWR)

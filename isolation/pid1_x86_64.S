@@ -2,7 +2,7 @@
 #     as -o pid1.o pid1_x86_64.S && objcopy -O binary -j .text pid1.o pid1.bin
 # The bytes of pid1.bin stand in pid1.py; tests/isolation/test_pid1.py compares them.
 #
-# No stack is used after the first lines: the command's process shares it until it executes.
+# No stack is used after the first lines: the command's process shares all memory until it executes.
 # %rbx BUFFER, %rbp RESULT, %r12 the first argument, %r13 bytes read, %r14 the command's pid.
 
         .set    BUFFER, 0x410000        # BUFFER_BYTES of zeros: the filter, then the order
@@ -84,20 +84,13 @@ _start: mov     (%rsp), %r13            # argc: every argument after the first i
         mov     $FILTER, %edi
         syscall
 
-        xor     %r13d, %r13d            # read(CONTROL, …) until the order is whole
-2:      xor     %eax, %eax
+        xor     %eax, %eax              # read(CONTROL, BUFFER, 1): the limits have been set
         mov     $CONTROL, %edi
-        lea     (%rbx, %r13), %rsi
-        mov     $BUFFER_BYTES, %edx
-        sub     %r13, %rdx
+        mov     %rbx, %rsi
+        mov     $1, %edx
         syscall
         test    %rax, %rax
         jle     quit                    # the gateway has gone, or has no use for this sandbox
-        add     %rax, %r13
-        cmp     $48, %r13               # the six words of its head
-        jb      2b
-        cmp     (%rbx), %r13
-        jb      2b
 
         mov     $56, %eax               # clone(CLONE_VM | SIGCHLD, 0, 0, 0, 0)
         mov     $0x111, %edi
@@ -145,6 +138,21 @@ quit:   mov     $231, %eax              # exit_group(0): the kernel ends whateve
 
 child:  mov     $112, %eax              # setsid()
         syscall
+        xor     %r13d, %r13d            # read(CONTROL, …) until the order is whole
+2:      xor     %eax, %eax
+        mov     $CONTROL, %edi
+        lea     (%rbx, %r13), %rsi
+        mov     $BUFFER_BYTES, %edx
+        sub     %r13, %rdx
+        syscall
+        test    %rax, %rax
+        jle     quit
+        add     %rax, %r13
+        cmp     $48, %r13               # the six words of its head
+        jb      2b
+        cmp     (%rbx), %r13
+        jb      2b
+
         mov     40(%rbx), %rsi          # a terminal: the leader's first open makes it its own
         test    %rsi, %rsi
         jz      5f

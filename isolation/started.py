@@ -63,6 +63,8 @@ class Started:
         self._waiting: list[asyncio.Future[None]] = []
         self._poller = poller
         poller.add_once(self.pidfd, self._on_end)
+        with contextlib.suppress(OSError):  # it has died, which will be heard
+            control.send(pid1.GO)
 
     def order(self, data: bytes) -> None:
         """Send pid 1 what it is to execute."""
