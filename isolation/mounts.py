@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import socket
 import stat
 from collections.abc import Callable, Iterable
+from functools import cache
 
 from . import libc
 from .errors import SetupError
@@ -139,12 +141,9 @@ def mount_proc(pid_1: int, *, held_by_landlock: bool) -> None:
             concerns the whole host is mounted read-only or hidden, too.
     """
     safe = libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC
-    try:
+    if _takes_pidns():
         libc.mount("proc", "/proc", "proc", safe, f"pidns=/proc/{pid_1}/ns/pid")
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        # Before Linux 6.17 it is always the pid namespace of the process that mounts it.
+    else:  # it is always the pid namespace of the process that mounts it
         _in_child(lambda: libc.mount("proc", "/proc", "proc", safe))
     _remount_read_only("/proc/sys")
     if held_by_landlock:
@@ -155,6 +154,13 @@ def mount_proc(pid_1: int, *, held_by_landlock: bool) -> None:
     for name in ("kcore", "keys", "timer_list", "kallsyms"):
         if os.path.exists(f"/proc/{name}"):
             libc.mount("/dev/null", f"/proc/{name}", None, libc.MS_BIND)
+
+
+@cache
+def _takes_pidns() -> bool:
+    """Whether proc has the option, since Linux 6.17. To try it would be a line in the kernel's log."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return found is not None and (int(found[1]), int(found[2])) >= (6, 17)
 
 
 def _in_child(act: Callable[[], None]) -> None:
