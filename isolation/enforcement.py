@@ -14,10 +14,15 @@ Status = Literal["full", "partial", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One layer: how much of it holds, and why not more (empty when full)."""
+    """One layer: how much of it holds, and why not more (empty when full).
+
+    Attributes:
+        held_by: The layer that holds all that this one lets through, where it is full; "" for none.
+    """
 
     status: Status
     reason: str = ""
+    held_by: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +39,16 @@ class Enforcement:
         }
 
     def missing(self, required: tuple[str, ...]) -> list[str]:
-        """A sentence for every required layer that is not full."""
+        """A sentence for every required layer that is not full, nor held by another that is."""
         return [
             f"layer {name} is {self.layers[name].status}: {self.layers[name].reason}"
             for name in required
-            if self.layers[name].status != "full"
+            if not self._is_held(self.layers[name])
         ]
+
+    def _is_held(self, layer: Layer) -> bool:
+        other = self.layers.get(layer.held_by)
+        return layer.status == "full" or (other is not None and other.status == "full")
 
 
 def enforcement_of(found: Mapping[str, Any], plan: Plan) -> Enforcement:
@@ -60,8 +69,9 @@ def enforcement_of(found: Mapping[str, Any], plan: Plan) -> Enforcement:
         )
     elif abi < 3:
         landlock = Layer(
-            status="partial", reason=f"ABI {abi} cannot hold truncate(2); Linux 6.2 can"
-        )
+            status="partial", held_by="mounts",
+            reason=f"ABI {abi} cannot hold truncate(2), which mounts hold alone; Linux 6.2 can",
+        )  # fmt: skip
     else:
         landlock = Layer(status="full")
     full = Layer(status="full")
@@ -76,10 +86,11 @@ def enforcement_of(found: Mapping[str, Any], plan: Plan) -> Enforcement:
 
 
 def _without_namespaces(landlock: Layer, cgroup: Layer, abi: int) -> Enforcement:
-    if landlock.status == "full" and abi < 6:
+    if 0 < abi < 6:
         landlock = Layer(
             status="partial",
-            reason=f"without namespaces, ABI {abi} cannot hold signals to your other processes; Linux 6.12 can",
+            reason=f"without namespaces, ABI {abi} cannot hold {'truncate(2) and ' if abi < 3 else ''}"
+            "signals to your other processes; Linux 6.12 can",
         )
     namespaces = Layer(
         status="none",

@@ -13,7 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from purplebox.isolation import Engine, OperationError, Result, landlock
+from purplebox.isolation import (
+    Enforcement,
+    EnforcementError,
+    Engine,
+    Layer,
+    OperationError,
+    Result,
+    landlock,
+)
 from purplebox.isolation.landlock import handled_access
 from purplebox.policies import Policy, load_policy
 
@@ -155,6 +163,42 @@ RIGHTS = {
 def test_every_right_of_an_abi_is_handled() -> None:
     """Lesson 32. Source: <linux/landlock.h>, LANDLOCK_ACCESS_FS_*."""
     assert {abi: handled_access(abi) for abi in RIGHTS} == RIGHTS
+
+
+@pytest.mark.parametrize("abi", range(7))
+def test_what_an_older_kernel_has_is_enough_where_mounts_hold_the_rest(
+    workspace: Path, abi: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian 12 and Ubuntu 22.04 have ABI 2 and 1."""
+    if abi > landlock.abi_version():
+        return  # the kernel itself is older
+    monkeypatch.setattr("purplebox.isolation.landlock.abi_version", lambda: abi)
+    policy = BASE.model_copy(update={"require": ("mounts", "landlock")})
+    system = "/usr/lib/os-release"
+    program = f"import os; open('own', 'w').write('xyz'); os.truncate('own', 1); os.truncate({system!r}, 0)"
+
+    async def go() -> Result:
+        async with Engine(policy, workspace) as engine:
+            return await engine.run(["python3", "-c", program])
+
+    if abi == 0:
+        with pytest.raises(EnforcementError, match="landlock is none"):
+            asyncio.run(go())
+        return
+    result = asyncio.run(go())
+    assert (workspace / "own").read_text() == "x"  # the control
+    assert b"Read-only file system" in result.stderr or b"Permission denied" in result.stderr
+    assert Path(system).stat().st_size > 0
+
+
+def test_partly_held_alone_is_not_enough() -> None:
+    half = Layer(status="partial", reason="half", held_by="mounts")
+    for other, missing in (
+        (Layer(status="full"), []),
+        (Layer(status="none"), ["layer landlock is partial: half"]),
+    ):
+        layers = {"landlock": half, "mounts": other}
+        assert Enforcement(layers=layers).missing(("landlock",)) == missing
 
 
 @pytest.mark.parametrize("abi", range(7))
