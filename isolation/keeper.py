@@ -33,10 +33,11 @@ import sys
 from typing import Any, NoReturn
 
 from . import leftovers, libc, scope
-from .cgroup import Cgroup, Hierarchy
+from .cgroup import Cgroup
 from .descriptors import receive
 from .errors import SetupError
 from .ground import DIED, Ground, likely
+from .hierarchy import Hierarchy
 from .plan import Plan
 from .warden import PLACES, remove_places
 

@@ -7,9 +7,9 @@ import os
 from dataclasses import dataclass
 
 from . import landlock, scope
-from .cgroup import Hierarchy
 from .enforcement import Status
 from .fallback import namespaces_errno
+from .hierarchy import Hierarchy
 
 _USERNS_SYSCTL = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
 

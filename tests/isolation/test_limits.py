@@ -11,7 +11,7 @@ import pytest
 
 from purplebox.isolation import Engine, Limit, Result
 from purplebox.isolation.blockio import devices_under
-from purplebox.isolation.cgroup import Hierarchy
+from purplebox.isolation.hierarchy import Hierarchy
 from purplebox.isolation.limits import Ended, reached
 from purplebox.isolation.usage import Counters, Usage, merge
 from purplebox.policies import Policy, load_policy
