@@ -25,16 +25,26 @@ class Wire:
         self.received: list[dict[str, Any]] = []
         self.closed = asyncio.Event()
         self._news = asyncio.Event()
+        self._server: asyncio.Task[None] | None = None
         self.pipe = Pipe(
-            reader, writer, on_frame=self._frame, on_closed=self.closed.set,
+            reader, writer, on_frame=self._frame, on_closed=self._closed,
             on_oversize=lambda _: None, max_frame_bytes=256 << 20,
         )  # fmt: skip
         self.pipe.start()
         self._last = 0
 
+    def _closed(self) -> None:
+        self.closed.set()
+        self._news.set()
+
     def _frame(self, frame: bytes) -> None:
         self.received.append(json.loads(frame))
         self._news.set()
+
+    def served_by(self, task: asyncio.Task[None]) -> None:
+        """Have who waits hear of it when the server ends, and what of."""
+        self._server = task
+        task.add_done_callback(lambda _: self._news.set())
 
     def send(self, message: Any) -> None:
         """A frame; bytes go out as they are."""
@@ -48,6 +58,10 @@ class Wire:
                 for message in self.received:
                     if wanted(message):
                         return message
+                if self._server is not None and self._server.done():
+                    self._server.result()
+                    if self.closed.is_set():
+                        raise AssertionError("the server has ended without it")
                 self._news.clear()
                 await self._news.wait()
 
@@ -81,6 +95,7 @@ async def wired(serve: Serve) -> AsyncGenerator[Wire]:
     down, here = os.pipe()
     server = asyncio.create_task(serve_pipe(serve, there, here))
     wire = Wire(down, up)
+    wire.served_by(server)
     try:
         yield wire
     finally:

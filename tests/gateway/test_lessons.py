@@ -140,14 +140,14 @@ def test_schemas_that_are_huge_deep_or_elsewhere_are_left_out_of_one_server_too(
 
     def from_file(upstream: Any) -> Any:
         """Its server would not take so long a command line."""
-        answers = upstream._ask
+        answers = upstream.ask
 
         async def ask(exchange: Any, method: str, params: Any) -> Any:
             if method == "tools/list":
                 return {"tools": json.loads(tools)}
             return await answers(exchange, method, params)
 
-        upstream._ask = ask
+        upstream.ask = ask
         return upstream
 
     async def go() -> None:
