@@ -207,7 +207,10 @@ class _Keeper:
         return True
 
     def _on_zygote(self) -> bool:
-        message = self._zygote.recv(1 << 16)
+        try:
+            message = self._zygote.recv(1 << 16)
+        except ConnectionResetError:  # it has not read all; what it has said is still there
+            message = self._zygote.recv(1 << 16)
         if self._stands:
             if message:
                 print(f"purple: the zygote failed: {json.loads(message)['error']}", file=sys.stderr)
@@ -235,12 +238,14 @@ class _Keeper:
         try:
             # Without any it says that there is none: the zygote refuses the sandbox.
             told = json.dumps({"group": number, "procs": procs})
-            socket.send_fds(self._zygote, [told.encode()], files)
+            with contextlib.suppress(ConnectionError):  # it has died, and may have said why
+                socket.send_fds(self._zygote, [told.encode()], files)
         finally:
             for fd in files:
                 os.close(fd)
 
     def _remove(self, number: int) -> None:
-        self._zygote.send(json.dumps({"removed": number}).encode())
+        with contextlib.suppress(ConnectionError):
+            self._zygote.send(json.dumps({"removed": number}).encode())
         if group := self._groups.pop(number, None):
             group.remove()

@@ -320,6 +320,7 @@ from purplebox.isolation import Engine
 from purplebox.policies import load_policy
 
 workspace = Path(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 
 async def main():
     async with Engine(load_policy("base"), workspace) as engine:
@@ -354,6 +355,7 @@ from purplebox.isolation import SyncEngine
 from purplebox.policies import load_policy
 
 workspace = Path(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 with SyncEngine(load_policy("base"), workspace) as engine:
     try:
         engine.run(["sh", "-c", sys.argv[2]], on_output=lambda *_: os.kill(os.getpid(), signal.SIGINT))

@@ -49,14 +49,14 @@ def test_what_is_likely_serves_a_plan_with_and_without_network(workspace: Path) 
 async def test_a_plan_that_needs_another_view_gets_one(
     monkeypatch: pytest.MonkeyPatch, workspace: Path
 ) -> None:
-    more = Path(__file__).parent
+    more = Path("/etc/dpkg")  # in no view otherwise
     monkeypatch.setattr(sandbox, "compile_plan", with_system(str(more)))
     async with Engine(BASE, workspace) as engine:
-        seen = await engine.run(["cat", __file__])
+        seen = await engine.run(["cat", f"{more}/origins/debian"])
         written = await engine.run(["sh", "-c", f"> {more}/new"])
         keeper = engine._link._keeper
         assert len(zygotes(engine)) == 2  # and not those that had waited in vain, too
-    assert seen.stdout == Path(__file__).read_bytes()
+    assert seen.stdout == (more / "origins/debian").read_bytes()
     assert b"Read-only file system" in written.stderr or b"Permission denied" in written.stderr
     await ended(keeper)
 

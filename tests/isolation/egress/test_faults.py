@@ -251,9 +251,11 @@ async def test_a_host_without_tproxy_refuses_the_policy(
     assert (await net.run(net.policy(), "true")).exit_code == 0
     monkeypatch.setattr(forkserver, "program", without)
     monkeypatch.setattr(link, "FORK_SERVER", server := forkserver.ForkServer())
-    with pytest.raises(SetupError, match="nft_tproxy"):
-        await net.run(net.policy(), "true")
-    server.close()
+    try:
+        with pytest.raises(SetupError, match="nft_tproxy"):
+            await net.run(net.policy(), "true")
+    finally:
+        server.close()
 
 
 KILLED = """
