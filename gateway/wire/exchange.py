@@ -81,10 +81,7 @@ class Exchange:
             return await self.session.ask(method, params, self)
         check_can_answer(self.client, method)
         self._count += 1
-        key = f"{method.partition('/')[0]}-{self._count}"
-        question: Message = {"method": method}
-        if params is not None:
-            question["params"] = params
+        key, question = input_request(method, params, self._count)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._inputs[key] = question, future
         if self.bound:
@@ -116,6 +113,14 @@ class Exchange:
             if key in responses and not future.done():
                 future.set_result(responses[key])
         asyncio.get_running_loop().call_soon(self.park)
+
+
+def input_request(method: str, params: Message | None, count: int) -> tuple[str, Message]:
+    """A member of `inputRequests`: its key, of which `count` is different each time, and the question."""
+    question: Message = {"method": method}
+    if params is not None:
+        question["params"] = params
+    return f"{method.partition('/')[0]}-{count}", question
 
 
 def check_can_answer(client: Client, method: str) -> None:

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 from . import eras, jsonrpc
 from .client import Client
-from .exchange import PARKED_SECONDS, Exchange, check_can_answer
+from .exchange import PARKED_SECONDS, Exchange, check_can_answer, input_request
 from .jsonrpc import Message, RpcError, is_object, object_of
 from .session import Session
 from .task_eras import legacy_task, modern_task
@@ -189,10 +189,7 @@ class TaskBridge:
         if len(questions) >= _MOST_QUESTIONS:
             raise RpcError(jsonrpc.OVERLOADED, f"Over {_MOST_QUESTIONS} questions of one task wait")
         self._count += 1
-        key = f"{method.partition('/')[0]}-{self._count}"
-        question: Message = {"method": method}
-        if params is not None:
-            question["params"] = params
+        key, question = input_request(method, params, self._count)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         questions[key] = question, future
         try:
