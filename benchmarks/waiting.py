@@ -24,6 +24,7 @@ from purplebox.policies import load_policy
 
 _KINDS = ("SUnreclaim", "SReclaimable", "KernelStack", "PageTables", "AnonPages", "Shmem", "Percpu")
 _BEFORE = 20  # sandboxes, for what the first ones alone need
+_SETTLE_SECONDS = 0.5  # the kernel frees some of what starting them took a moment later
 
 
 def used_bytes() -> int:
@@ -50,11 +51,11 @@ async def measure(count: int, rounds: int) -> None:
                     )
 
                 others = await some(_BEFORE)
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(_SETTLE_SECONDS)
                 before, began = used_bytes(), time.perf_counter()
                 ready = await some(count)
                 times.append(time.perf_counter() - began)
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(_SETTLE_SECONDS)
                 sizes.append((used_bytes() - before) / count)
                 for sandbox in others + ready:
                     engine._discard(sandbox)

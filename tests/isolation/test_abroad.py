@@ -313,6 +313,14 @@ def test_trio_as_a_guest_of_asyncio(workspace: Path) -> None:
     assert asyncio.run(host()) == b"guest\n"
 
 
+def beating(program: str, workspace: Path) -> subprocess.CompletedProcess[str]:
+    """`program` in an interpreter of its own, with a command that beats until it is killed."""
+    return subprocess.run(
+        [sys.executable, "-c", program, str(workspace), BEAT],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
 INTERRUPTED = """
 import os, signal, sys, threading, trio
 from pathlib import Path
@@ -341,10 +349,7 @@ except KeyboardInterrupt:
 
 
 def test_an_interrupt_kills_what_the_main_task_waits_for(workspace: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, str(workspace), BEAT],
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    run = beating(INTERRUPTED, workspace)
     assert (run.stdout, run.returncode) == ("still\ninterrupted 1\n", 0), run.stderr
 
 
@@ -367,10 +372,7 @@ print(threading.active_count())
 
 
 def test_an_interrupt_kills_what_a_thread_waits_for(workspace: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", BLOCKED, str(workspace), BEAT],
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    run = beating(BLOCKED, workspace)
     assert (run.stdout, run.returncode) == ("interrupted {}\nb'next\\n'\n1\n", 0), run.stderr
 
 

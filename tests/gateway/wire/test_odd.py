@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,22 @@ import pytest
 
 from purplebox import Gateway
 from purplebox.gateway.wire.router import Single
+from purplebox.gateway.wire.session import Session
 from purplebox.gateway.wire.tasks import EXTENSION
 from purplebox.gateway.wire.upstream import Upstream
+
+
+@contextlib.asynccontextmanager
+async def served(raw_client: Any, workspace: Path, peer: Any) -> AsyncGenerator[Any]:
+    """A raw client of a gateway in front of `peer` alone."""
+    async with Gateway("mcp-server", workspace, audit_log=workspace.parent / "log") as gateway:
+
+        def serve(session: Session) -> Single:
+            return Single(Upstream("p", peer, session, gateway.calls, gateway.version))
+
+        async with raw_client(serve) as wire:
+            yield wire
+
 
 KEY = "io.modelcontextprotocol/"
 META: dict[str, Any] = {
@@ -105,28 +121,26 @@ def test_each_request_has_one_answer_whatever_the_server_says(
     async def go() -> None:
         odd = Odd(make_peer, server)
         meta = {"_meta": META} if client == "modern" else {}
-        async with Gateway("mcp-server", workspace, audit_log=workspace.parent / "log") as gateway:
-            serve = lambda s: Single(Upstream("p", odd.peer, s, gateway.calls, gateway.version))  # noqa: E731
-            async with raw_client(serve) as wire:
-                declining = asyncio.create_task(decline(wire))
-                if client == "legacy":
-                    await wire.initialize(tasks={})
-                rounds = len(RESULTS) + len(ERRORS) + 1
-                ids = [f"{method} {n}" for n in range(rounds) for method in METHODS]
-                for id in ids:
-                    params = {"name": "t", "arguments": {}, "uri": "x:y", "taskId": "t", **meta}
-                    if "tools/call" in id and client == "legacy":
-                        params["task"] = {}
-                    method = id.partition(" ")[0]
-                    wire.send({"jsonrpc": "2.0", "id": id, "method": method, "params": params})
-                    # A task may be waited for as long as it takes: what it says last ends it.
-                    if not id.startswith("tasks/result"):
-                        await wire.answer(id)
-                for task in [m for m in ids if m.startswith("tasks/result")]:
-                    await wire.answer(task)
-                declining.cancel()
-                answers = [m["id"] for m in wire.received if "method" not in m]
-                assert sorted(answers.count(id) for id in ids) == [1] * len(ids)
+        async with served(raw_client, workspace, odd.peer) as wire:
+            declining = asyncio.create_task(decline(wire))
+            if client == "legacy":
+                await wire.initialize(tasks={})
+            rounds = len(RESULTS) + len(ERRORS) + 1
+            ids = [f"{method} {n}" for n in range(rounds) for method in METHODS]
+            for id in ids:
+                params = {"name": "t", "arguments": {}, "uri": "x:y", "taskId": "t", **meta}
+                if "tools/call" in id and client == "legacy":
+                    params["task"] = {}
+                method = id.partition(" ")[0]
+                wire.send({"jsonrpc": "2.0", "id": id, "method": method, "params": params})
+                # A task may be waited for as long as it takes: what it says last ends it.
+                if not id.startswith("tasks/result"):
+                    await wire.answer(id)
+            for task in [m for m in ids if m.startswith("tasks/result")]:
+                await wire.answer(task)
+            declining.cancel()
+            answers = [m["id"] for m in wire.received if "method" not in m]
+            assert sorted(answers.count(id) for id in ids) == [1] * len(ids)
 
     asyncio.run(go())
     said = capfd.readouterr().err
@@ -153,18 +167,16 @@ def test_a_question_that_comes_with_the_answer_is_not_put_to_a_client_that_has_i
                 peer.emit(id=id, result={"content": []})
 
         peer = make_peer("legacy", take)
-        async with Gateway("mcp-server", workspace, audit_log=workspace.parent / "log") as gateway:
-            serve = lambda s: Single(Upstream("p", peer, s, gateway.calls, gateway.version))  # noqa: E731
-            async with raw_client(serve) as wire:
-                call = {"name": "t", "arguments": {}, "_meta": META}
-                for n in range(20):
-                    await wire.ask("tools/call", call, id=f"n{n}")
-                async with asyncio.timeout(120):
-                    while len(refusals) < 20:
-                        await asyncio.sleep(0.01)
-                ids = [m["id"] for m in wire.received]
-                assert len(ids) == len(set(ids))
-                assert all("error" in m for m in refusals)
+        async with served(raw_client, workspace, peer) as wire:
+            call = {"name": "t", "arguments": {}, "_meta": META}
+            for n in range(20):
+                await wire.ask("tools/call", call, id=f"n{n}")
+            async with asyncio.timeout(120):
+                while len(refusals) < 20:
+                    await asyncio.sleep(0.01)
+            ids = [m["id"] for m in wire.received]
+            assert len(ids) == len(set(ids))
+            assert all("error" in m for m in refusals)
 
     asyncio.run(go())
 
@@ -173,13 +185,11 @@ def test_an_id_that_cannot_be_said_is_answered_all_the_same(
     raw_client: Any, make_peer: Any, workspace: Path
 ) -> None:
     async def go() -> None:
-        async with Gateway("mcp-server", workspace, audit_log=workspace.parent / "log") as gateway:
-            peer = make_peer("legacy", lambda message: None)
-            serve = lambda s: Single(Upstream("p", peer, s, gateway.calls, gateway.version))  # noqa: E731
-            async with raw_client(serve) as wire:
-                wire.send(b'{"jsonrpc":"2.0","id":1e999,"method":"ping"}')
-                wire.send(b'{"jsonrpc":"2.0","id":1.5,"method":"ping"}')
-                assert (await wire.answer(None))["error"]["code"] == -32600
-                assert (await wire.answer(1.5))["error"]["code"] == -32600
+        peer = make_peer("legacy", lambda message: None)
+        async with served(raw_client, workspace, peer) as wire:
+            wire.send(b'{"jsonrpc":"2.0","id":1e999,"method":"ping"}')
+            wire.send(b'{"jsonrpc":"2.0","id":1.5,"method":"ping"}')
+            assert (await wire.answer(None))["error"]["code"] == -32600
+            assert (await wire.answer(1.5))["error"]["code"] == -32600
 
     asyncio.run(go())
