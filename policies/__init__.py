@@ -3,7 +3,8 @@
 `load_policy` reads a `Policy` (model.py) from YAML. A call's arguments become canonical (canonical.py,
 request.py; commands.py for command lines), then `Rules` judges it, and narrow.py says what of the
 policy it needs (`Grant`). check.py finds what in a policy will not be meant, diff.py what changes from
-one to another, words.py says them. Only load.py reads files; amend.py adds to one.
+one to another, words.py says them. Only load.py reads files, of which trust.py knows what a person has
+accepted; own.py makes and removes them, and amend.py adds to one.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from .errors import PolicyError
 from .load import (
     PolicySource,
     ProfileInfo,
-    create_policy,
-    delete_policy,
     list_policies,
     load_policy,
+    read_policy,
 )  # fmt: skip
 from .model import Policy, SyscallRule
 from .narrow import Grant, narrow
+from .own import create_policy, delete_policy
 from .request import Request
 from .rules import Decision, Rules, decide
 
@@ -42,5 +43,6 @@ __all__ = [
     "load_policy",
     "narrow",
     "parse_json",
+    "read_policy",
     "unique_keys",
 ]

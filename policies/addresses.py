@@ -60,6 +60,17 @@ def special_class(address: Address) -> str:
     return ""
 
 
+def holds_special(text: str) -> bool:
+    """Whether an address or range has addresses that no policy means by a name; so does what is none."""
+    try:
+        network = parse_range(text)
+    except ValueError:
+        return True
+    return network is None or any(
+        network.version == special.version and network.overlaps(special) for special, _ in _SPECIAL
+    )
+
+
 def literal_address(host: str) -> Address | None:
     """The address that `host` spells; None when it is a name.
 

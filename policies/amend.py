@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +10,9 @@ from typing import Any, cast
 
 import yaml
 
+from . import atomic, trust
 from .errors import PolicyError
-from .load import PolicySource
+from .load import PolicySource, place_in
 
 _MOST_BYTES = 4096  # of an entry: what a person can read
 
@@ -28,12 +26,14 @@ class Amendment:
         before: What it holds now; None when it is not there.
         after: What it would hold.
         added: The YAML that is added, exactly.
+        place: What a project's file is accepted as: where it was, it stays so. None of all others.
     """
 
     path: Path
     before: str | None
     after: str
     added: str
+    place: Path | None = None
 
     def write(self) -> None:
         """Replace the file in one step.
@@ -50,20 +50,11 @@ class Amendment:
             if now != self.before:
                 raise PolicyError("it has changed meanwhile; nothing was written", file=str(path))
             path.parent.mkdir(parents=True, exist_ok=True)
-            fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-            try:
-                with os.fdopen(fd, "wb") as file:
-                    file.write(self.after.encode())
-                    file.flush()
-                    os.fchmod(fd, mode)
-                    os.fsync(fd)
-                os.replace(name, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(name)
-                raise
+            atomic.replace(path, self.after.encode(), mode)
         except OSError as error:
             raise PolicyError(f"cannot be written: {error.strerror}", file=str(path)) from None
+        if self.place is not None and self.before is not None:
+            trust.renew(self.place, self.before.encode(), self.after.encode())
 
 
 def approve_always(
@@ -86,8 +77,9 @@ def approve_always(
         raise PolicyError(f"the call has over {_MOST_BYTES} bytes", file=str(path))
     if origin == "shipped":
         path, before = source.new_file(), None
-        after = f"name: {source.name}\nextends: {source.name}\ntools:\n  approved:\n    - {added}\n"
-        fields: Any = {"name": source.name, "extends": source.name}
+        name = path.stem
+        after = f"name: {name}\nextends: {name}\ntools:\n  approved:\n    - {added}\n"
+        fields: Any = {"name": name, "extends": name}
     else:
         try:
             before = path.read_bytes().decode()
@@ -109,7 +101,10 @@ def approve_always(
             f"cannot be added to by a program; add under tools.approved yourself: - {added}",
             file=str(path),
         )
-    return Amendment(path=path, before=before, after=after, added=added)
+    place = None
+    if origin == "project" and source.project is not None:
+        place = place_in(source.project, path.name)
+    return Amendment(path=path, before=before, after=after, added=added, place=place)
 
 
 def _insert(text: str, entry: str) -> str:

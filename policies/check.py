@@ -1,12 +1,12 @@
 """Lint of one policy: what in it has no effect, contradicts itself, or grants more than it seems. Pure.
 
-A finding is no error: the policy can be used, and means what `docs/policies.md` says. Only what is
-sure is said; expressions (`when`) are compared by their text.
+What `Policy.unsupported` refuses is not said again. Of the rest a finding is no error, but what is
+"wrong": the policy can be used, and means what `docs/policies.md` says. Only what is sure is said;
+expressions (`when`) are compared by their text.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,18 +14,27 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from .hosts import WEB_PORTS
+from .meaning import (
+    expression_without_meaning,
+    files_without_meaning,
+    hosts_without_meaning,
+    tools_without_meaning,
+)
 from .request import BUILT_IN
+from .words import bytes_words
 
 if TYPE_CHECKING:
     from .judging import ToolRule
     from .model import HostRule, Policy
 
-Kind = Literal["shadowed", "dead", "contradictory", "too wide"]
+Kind = Literal["wrong", "shadowed", "dead", "contradictory", "too wide"]
 _Found = tuple[Kind, str, str]  # kind, key, text
 _ORDER = ("deny", "ask", "allow")
 _TOO_WIDE = ("/", "/etc", "/home", "/root", "/var", "/run", "/proc", "/sys", "/dev", "~")
 _SECRETS = ("~/.ssh", "~/.aws", "~/.gnupg", "~/.config", "~/.kube", "~/.docker", "~/.netrc", "~/.npmrc", "~/.pypirc")  # fmt: skip
 _SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "APIKEY", "CREDENTIAL", "PRIVATE_KEY")
+_LEAST_MEMORY_BYTES = 4 << 20  # Python needs more
+_LEAST_WALL_SECONDS = 0.005  # a shell needs as much
 _STRONG_CALLS = ("@debug", "ptrace", "process_vm_readv", "process_vm_writev", "perf_event_open")
 
 
@@ -34,7 +43,7 @@ class Finding:
     """Something that its author will not have meant.
 
     Attributes:
-        kind: What is wrong.
+        kind: What is wrong with it; "wrong" is what no call gets past.
         key: Of the policy: "tools.rules[2]".
         text: What, and what to do.
     """
@@ -93,6 +102,8 @@ def _filesystem(policy: Policy) -> Iterator[_Found]:
                 )
             elif files.workspace == "none":
                 yield "dead", key, "there is no workspace"
+            elif text := files_without_meaning(pattern):
+                yield "dead", key, text
 
 
 def _syscalls(policy: Policy) -> Iterator[_Found]:
@@ -135,6 +146,13 @@ def _capabilities(policy: Policy) -> Iterator[_Found]:
 
 
 def _resources(policy: Policy) -> Iterator[_Found]:
+    memory, wall = policy.resources.memory_bytes, policy.resources.wall_seconds
+    if memory is not None and memory < _LEAST_MEMORY_BYTES:
+        text = f"{bytes_words(memory)}: file tools and language runtimes do not start; write 64M or more"
+        yield "wrong", "resources.memory_limit", text
+    if wall is not None and wall < _LEAST_WALL_SECONDS:
+        text = f"{wall:g} s: all is ended before it has begun; write seconds, as in 10 or 2m"
+        yield "wrong", "resources.timeout", text
     for name, value, what in (
         ("memory_limit", policy.resources.memory_bytes, "memory"),
         ("processes", policy.resources.processes, "processes"),
@@ -150,13 +168,16 @@ def _resources(policy: Policy) -> Iterator[_Found]:
 def _network(policy: Policy) -> Iterator[_Found]:
     network = policy.network
     if network.isolated:
-        for name in ("allow", "deny", "credentials", "listen"):
-            if getattr(network, name):
-                yield (
-                    "contradictory",
-                    f"network.{name}",
-                    "the network is isolated, so nothing of it holds; set isolated: false or remove it",
-                )
+        if network.deny:
+            yield (
+                "contradictory",
+                "network.deny",
+                "the network is isolated, so nothing of it holds; set isolated: false or remove it",
+            )
+        return
+    if wrong := list(hosts_without_meaning(network)):
+        for key, text in wrong:
+            yield "wrong", key, text
         return
     if not network.allow and not network.listen:
         yield (
@@ -168,12 +189,6 @@ def _network(policy: Policy) -> Iterator[_Found]:
         key = f"network.allow[{index}]"
         if rule.host in ("**", "0.0.0.0/0", "::/0"):
             yield "too wide", key, "every host; what the sandbox reads can be sent anywhere"
-        if (rule.methods or rule.paths) and network.tls == "pass" and 80 not in rule.ports:
-            yield (
-                "contradictory",
-                key,
-                "methods and paths inside TLS are seen only with tls: inspect",
-            )
         for at, denial in enumerate(network.deny):
             if _holds(denial, rule, denial.ports):
                 yield "shadowed", key, f"network.deny[{at}] denies all of it"
@@ -192,12 +207,6 @@ def _network(policy: Policy) -> Iterator[_Found]:
                 f"network.credentials[{index}]",
                 f"{credential.host} is not allowed by any rule",
             )
-        elif network.tls == "pass":
-            yield (
-                "contradictory",
-                f"network.credentials[{index}]",
-                "a credential is put in inside TLS; set tls: inspect",
-            )
 
 
 def _holds(rule: HostRule, other: HostRule, ports: Sequence[int]) -> bool:
@@ -208,10 +217,10 @@ def _holds(rule: HostRule, other: HostRule, ports: Sequence[int]) -> bool:
     """
     whole = not rule.methods and not rule.paths
     named = not ports or set(other.ports or WEB_PORTS) <= set(ports)
-    return whole and named and _covers_host(rule.host, other.host)
+    return whole and named and covers_host(rule.host, other.host)
 
 
-def _covers_host(pattern: str, other: str) -> bool:
+def covers_host(pattern: str, other: str) -> bool:
     """Whether `pattern` surely matches all that `other` does."""
     if pattern in ("**", other):
         return True
@@ -252,8 +261,10 @@ def _tools(policy: Policy) -> Iterator[_Found]:
         if rule.when.strip() == "false":
             yield "dead", key, "its condition is never true"
             continue
-        if near := _near(rule):
-            yield "dead", key, f"there is no built-in tool {rule.tool}; did you mean {near}?"
+        if text := tools_without_meaning(rule, policy):
+            yield "dead", key, text
+        for text in expression_without_meaning(rule):
+            yield "wrong", f"{key}.when", text
         weaker = [
             other.effect
             for other in tools.rules
@@ -298,14 +309,6 @@ def _flow(policy: Policy) -> Iterator[_Found]:
                 "a command sees that and the network at once, and no rule stands between; hide it from "
                 "commands (filesystem.hide)",
             )
-
-
-def _near(rule: ToolRule) -> str:
-    """The built-in tool that a name which is none is likely to mean; "" where it may be another's."""
-    if rule.server != "*" or any(mark in rule.tool for mark in "*?[") or rule.tool in BUILT_IN:
-        return ""
-    found = difflib.get_close_matches(rule.tool, BUILT_IN, 1, 0.8)
-    return found[0] if found else ""
 
 
 def _always(rule: ToolRule) -> bool:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import BaseModel
 
-from .words import bytes_words, host_words
+from .reach import denied, reached
+from .words import bytes_words
 
 if TYPE_CHECKING:
     from .model import Policy
@@ -163,8 +164,46 @@ def _rules(old: Sequence[Any], new: Sequence[Any]) -> Iterator[_Found]:
             yield ("wider" if wider else "narrower"), f"{verb}: {rule.effect} {where}{when}"
 
 
+def _limits(old: Sequence[Any], new: Sequence[Any]) -> Iterator[_Found]:
+    """Limits on calls, number by number: of several for the same calls the least counts."""
+    before, after = _least(old), _least(new)
+    for key in dict.fromkeys([*before, *after]):
+        name, counted = key
+        what, show = _NUMBERS[name]
+        yield from _limit(f"{what} {counted}", show)(before.get(key), after.get(key))
+
+
+def _least(limits: Sequence[Any]) -> dict[tuple[str, str], Any]:
+    """Each number that is limited, by its name and the calls that it is of."""
+    found: dict[tuple[str, str], Any] = {}
+    for limit in limits:
+        for name in _NUMBERS:
+            value = getattr(limit, name)
+            if value is not None:
+                key = name, _counted(limit)
+                found[key] = min(value, found.get(key, value))
+    return found
+
+
+def _counted(limit: Any) -> str:
+    """The calls that a limit is for, and how they are counted."""
+    whose = (("of", limit.tool), ("of server", limit.server or "built-in"), ("by", limit.client))
+    named = [f"{word} {glob}" for word, glob in whose if glob != "*"]
+    each = f"for each {' and '.join(sorted(limit.per))}" if limit.per else "all together"
+    return " ".join([*named, each, f"in {_seconds(limit.every)}"])
+
+
 def _call_rule(rule: Any) -> str:
     return f"{rule.action} {rule.syscall} when argument {rule.arg} {rule.op} {rule.value}"
+
+
+def _flow_rule(rule: Any) -> str:
+    after, then = rule.after, rule.then
+    taken = (("reading", after.read), ("hearing from", after.host), ("calling", after.tool))
+    said = " or ".join(f"{verb} {', '.join(names)}" for verb, names in taken if names)
+    network = [f"{then.network} what reaches a host"] if then.network else []
+    tools = (f"{effect} {glob}" for glob, effect in then.tool.items())
+    return f"after {said}: {', '.join([*network, *tools])}"
 
 
 def _approved(call: Any) -> str:
@@ -196,6 +235,11 @@ def _rate(value: int) -> str:
     return f"{bytes_words(value)} a second"
 
 
+# Of a limit on calls: by its field, what it counts, and in which words.
+_NUMBERS: dict[str, tuple[str, _Words]] = {
+    "calls": ("calls", str), "concurrent": ("calls at once", str),
+    "bytes": ("arguments and results", bytes_words), "seconds": ("running time", _seconds),
+}  # fmt: skip
 _KEYS: dict[str, Callable[[Any, Any], Iterator[_Found]]] = {
     "user": _choice("commands run as", "agent", "root"),
     "filesystem.workspace": _choice("the workspace", "none", "read", "overlay", "write"),
@@ -220,8 +264,8 @@ _KEYS: dict[str, Callable[[Any, Any], Iterator[_Found]]] = {
     "resources.background": _limit("processes in the background", _number),
     "network.isolated": _choice("network isolated", True, False),
     "network.loopback": _choice("localhost is shared by", "sandbox", "session"),
-    "network.allow": _grants("may reach {}", "may no longer reach {}", host_words),
-    "network.deny": _denies("may no longer reach {}", "{} is no longer denied", host_words),
+    "network.allow": reached,
+    "network.deny": denied,
     "network.tls": _choice("TLS"),
     "network.bytes_out": _limit("bytes sent", bytes_words),
     "network.listen": _grants("publishes port {}", "no longer publishes port {}"),
@@ -235,7 +279,8 @@ _KEYS: dict[str, Callable[[Any, Any], Iterator[_Found]]] = {
     "tools.approved": _grants("is not asked about {}", "is asked about {} again", _approved),
     "approvals.timeout": _limit("time to answer", _seconds),
     "approvals.clients": _grants("{} may show questions", "{} may no longer show questions"),
-    "flow": _items("flow rule"),
+    "flow": _denies("new flow rule: {}", "gone flow rule: {}", _flow_rule),
+    "limits": _limits,
     "audit.arguments": _choice("arguments in the record"),
     "audit.output": _choice("output in the record"),
     "audit.redact": _items("redacted name"),

@@ -7,11 +7,12 @@ where the gateway reads HTTP, by method and path (`decide_request`).
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
 import idna
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from .model import HostRule, Network
 
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+# A URL, or a piece of one, in the place of a host.
+_WRITTEN = re.compile(
+    r"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://)?(?:[^/@]*@)?(?P<host>[^\s:/?#@*]+|\*\*?\.[^\s:/?#@*]+)"
+    r"(?::(?P<port>[0-9]{1,5}))?(?P<path>/[^\s?#]*)?(?:[?#].*)?"
+)
 WEB_PORTS = (80, 443)  # what an allow rule without `ports` means
 
 
@@ -137,6 +143,11 @@ class Hosts:
         named = [rule.name for rule in self._allow if rule.name]
         return [name for name in dict.fromkeys(named) if self.decide_name(name).allowed]
 
+    @property
+    def has_patterns(self) -> bool:
+        """Whether a rule allows names by a pattern."""
+        return any(rule.is_pattern for rule in self._allow)
+
     def decide_name(self, name: str, port: int | None = None) -> Verdict:
         """Whether `name` may be asked for, at `port` or (None) at any.
 
@@ -236,14 +247,13 @@ class Hosts:
 
 def host_pattern(pattern: str) -> Callable[[str], bool]:
     """Whether a canonical name or address fits a host pattern. Raises `ValueError`: it means nothing."""
-    network = parse_range(pattern)
-    if network is None:
-        compiled = _name_pattern(pattern)
+    network, compiled = _read_pattern(pattern)
+    if compiled is not None:
         return lambda host: bool(compiled.fullmatch(host))
 
     def holds(host: str) -> bool:
         try:
-            return _holds(network, ip_address(host))
+            return network is not None and _holds(network, ip_address(host))
         except ValueError:
             return False
 
@@ -257,9 +267,9 @@ class _Rule:
         self.methods = rule.methods
         self.paths = tuple(_path_pattern(path) for path in rule.paths)
         try:
-            self._range = parse_range(rule.host)
-            self._pattern = None if self._range is not None else _name_pattern(rule.host)
-            exact = self._range is None and "*" not in rule.host
+            self._range, self._pattern = _read_pattern(rule.host)
+            self.is_pattern = self._range is None and "*" in rule.host
+            exact = self._range is None and not self.is_pattern
             self.name = canonical_name(rule.host) if exact else ""
             ranges = [parse_range(text) for text in rule.addresses]
         except ValueError as error:
@@ -303,6 +313,35 @@ def _holds(network: Range, address: Address) -> bool:
     return network.version == address.version and address in network
 
 
+def _read_pattern(pattern: str) -> tuple[Range | None, re.Pattern[str] | None]:
+    """The range, or the names, that a host pattern means. Raises `ValueError` with what to write."""
+    try:
+        network = parse_range(pattern)
+        return network, None if network is not None else _name_pattern(pattern)
+    except ValueError as error:
+        text = _instead(pattern)
+        raise ValueError(f"host {pattern[:80]!r}: {text}" if text else str(error)) from None
+
+
+def _instead(pattern: str) -> str:
+    """What the author of a pattern that means nothing will have meant; "" where nobody knows."""
+    if pattern.startswith("."):
+        return f"write **{pattern} for all names below it, or {pattern[1:]}"
+    if "*" in pattern and not _WRITTEN.fullmatch(pattern):
+        return "write a name, *.NAME (one label), **.NAME (any depth) or ** (any)"
+    if "/" in pattern:
+        with contextlib.suppress(ValueError):
+            return f"write {ip_network(pattern, strict=False)}"
+    found = _WRITTEN.fullmatch(pattern)
+    if found is None or found["host"] == pattern:
+        return ""
+    port = found["port"] or {"https": "443", "http": "80"}.get(found["scheme"] or "")
+    ports = f", and ports: [{port}]" if port else ""
+    path = (found["path"] or "").rstrip("/")
+    paths = f', and paths: ["{path}", "{path}/**"] with tls: inspect' if path else ""
+    return f"write {found['host']}{ports}{paths}"
+
+
 def _name_pattern(pattern: str) -> re.Pattern[str]:
     if pattern == "**":
         return re.compile(r".+", re.DOTALL)
@@ -311,9 +350,7 @@ def _name_pattern(pattern: str) -> re.Pattern[str]:
         below = r"[^.]+" if stars == "*" else r".+"
         return re.compile(below + re.escape("." + canonical_name(rest)))
     if "*" in pattern:
-        raise ValueError(
-            f"host {pattern!r}: write a name, *.NAME (one label), **.NAME (any depth) or ** (any)"
-        )
+        raise ValueError("a * stands for whole labels at the beginning")
     return re.compile(re.escape(canonical_name(pattern)))
 
 

@@ -1,38 +1,40 @@
-"""Find, read, extend and check policies. The only module of this package that does I/O."""
+"""Find, read, extend and check policies. With `trust`, all of this package that does I/O to load one."""
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from . import trust
+from .document import Lines, check, explain, parse, tuples
 from .errors import PolicyError
 from .model import Policy
 from .rules import compile_expression
+from .trust import Brought
 
 _SHIPPED = Path(__file__).parent / "profiles"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_Lines = dict[tuple[str | int, ...], int]
+
+Named = Literal["project", "user", "shipped"]
+Origin = Literal[Named, "path"]
+Places = tuple[tuple[Path, Named], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileInfo:
-    """One profile that can be named."""
+    """One profile that can be named; `accepted` is false of a project's that is not used yet."""
 
     name: str
     path: Path
-    origin: Literal["project", "user", "shipped"]
+    origin: Named
     description: str
-
-
-Origin = Literal["project", "user", "shipped", "path"]
+    accepted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,70 +55,272 @@ class PolicySource:
 
     def locate(self) -> tuple[Path, Origin]:
         """The file that the name stands for now. Raises `PolicyError`."""
-        path = _find(self.name, self.project)
-        for directory, origin in _directories(self.project):
-            if "/" not in self.name and path.parent == directory:
-                return path, origin
-        return path, "path"
+        found = find(self.name, directories(self.project))
+        return found.path, found.origin
 
     def stamp(self) -> tuple[object, ...]:
         """Changes whenever a file does that the policy is made of, or could be: also where a name
-        begins to stand for another file, or a broken file is mended."""
-        found: list[object] = []
-        seen: list[str] = []
+        begins to stand for another file, a broken file is mended, or a project's is accepted."""
+        stamps: list[object] = [trust.stamp()]
+        seen: tuple[str, ...] = ()
         name: object = self.name
+        places = directories(self.project)
         while isinstance(name, str):
+            name, places = _scoped(name, places)
             try:
-                path = _find(name, self.project, tuple(seen))
+                path = find(name, places, seen).path
             except PolicyError:
                 path = Path()
-            directories = [] if "/" in name else [d for d, _ in _directories(self.project)]
-            for file in dict.fromkeys([path, *(d / f"{name}.yaml" for d in directories)]):
+            others = [] if _is_path(name) else [d / f"{name}.yaml" for d, _ in places]
+            for file in dict.fromkeys([path, *others]):
                 try:
                     stat = file.stat()
-                    found.append((str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino))
+                    stamps.append((str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino))
                 except OSError:
-                    found.append(str(file))
+                    stamps.append(str(file))
             if str(path) in seen:
                 break
-            seen.append(str(path))
+            seen = (*seen, str(path))
             try:
-                name = _read(path)[0].get("extends")
+                name = parse(read_bytes(path), path)[0].get("extends")
             except PolicyError:
                 break
-        return tuple(found)
+        return tuple(stamps)
 
     def files(self) -> list[Path]:
-        """Every file that `load` reads now. Raises `PolicyError`."""
-        found: list[Path] = []
-        name: object = self.name
-        while isinstance(name, str):
-            path = _find(name, self.project, tuple(map(str, found)))
-            if path in found:
-                break
-            found.append(path)
-            name = _read(path)[0].get("extends")
-        return found
+        """Every file that `load` reads now, but for those that a person accepts. Raises `PolicyError`."""
+        return [f.path for f in _chain(self.name, self.project, _any) if f.brought is None]
+
+    def brought(self) -> list[Brought]:
+        """Every file that a person has to accept, whether one has. Raises `PolicyError`."""
+        return [f.brought for f in _chain(self.name, self.project, _any) if f.brought is not None]
 
     def new_file(self) -> Path:
-        """The user's own file of this name, which goes before the shipped one."""
-        return dict((o, d) for d, o in _directories(self.project))["user"] / f"{self.name}.yaml"
+        """The user's own file of this name, which goes before the shipped one.
+
+        Raises:
+            PolicyError: it would not: the shipped one was asked for.
+        """
+        name, places = _scoped(self.name, directories(self.project))
+        for directory, origin in places:
+            if origin == "user":
+                return directory / f"{name}.yaml"
+        raise PolicyError(f"{self.name} is as it was shipped; nothing can be added to it")
 
 
 def load_policy(name_or_path: str, *, project: Path | None = None) -> Policy:
     """Load a policy by name (project, user, shipped, in this order) or by path.
 
+    `user:NAME` and `shipped:NAME` leave out what would come before. What the project brings must
+    have been accepted (`trust`); a path that is given here need not.
+
     Raises:
-        PolicyError: no such profile, unreadable, or wrong; says where and what is near.
+        PolicyError: no such profile, unreadable, wrong, or not accepted; says where and what to do.
     """
-    path = _find(name_or_path, project)
-    fields, lines = _read(path)
-    _check(fields, lines, path)
-    merged = _extend(fields, path, project, (str(path),))
+    return read_policy(name_or_path, project=project, accepted=True)[0]
+
+
+def read_policy(
+    name_or_path: str, *, project: Path | None = None, accepted: bool = False
+) -> tuple[Policy, tuple[Brought, ...]]:
+    """The policy, and what of it a person has to accept.
+
+    Args:
+        accepted: Refuse what is not, as `load_policy`. Without it the policy is to be looked at, not used.
+
+    Raises:
+        PolicyError: as `load_policy`.
+    """
+    files = list(_chain(name_or_path, project, _accepted if accepted else _any))
+    return _policy(files), tuple(f.brought for f in files if f.brought is not None)
+
+
+def list_policies(project: Path | None = None) -> list[ProfileInfo]:
+    """Every profile that can be named, nearest first; a broken one says so in its description."""
+    infos: list[ProfileInfo] = []
+    for directory, origin in directories(project):
+        for path in sorted(directory.glob("*.yaml")) if directory.is_dir() else ():
+            accepted = origin != "project"
+            try:
+                data = read_bytes(path)
+                if project is not None and not accepted:
+                    accepted = _is_accepted(place_in(project, path.name), data)
+                description = str(parse(data, path)[0].get("description", ""))
+            except PolicyError as error:
+                description = f"cannot be read: {error.message}"
+            infos.append(
+                ProfileInfo(
+                    name=path.stem, path=path, origin=origin, description=description,
+                    accepted=accepted,
+                )
+            )  # fmt: skip
+    return infos
+
+
+def _is_accepted(place: Path, data: bytes) -> bool:
     try:
-        policy = Policy.model_validate(_tuples(merged))
+        return trust.judge(place, data).state == "accepted"
+    except PolicyError:
+        return False
+
+
+def directories(project: Path | None) -> Places:
+    """Where a name is looked for, in this order."""
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    own: Places = ((config / "purple" / "profiles", "user"), (_SHIPPED, "shipped"))
+    return own if project is None else ((project / ".purple", "project"), *own)
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or name.endswith((".yaml", ".yml"))
+
+
+def _scoped(name: str, places: Places) -> tuple[str, Places]:
+    """A name without `user:` or `shipped:`, and where it is looked for."""
+    origin, colon, bare = name.partition(":")
+    if colon and not _is_path(name):
+        for index, place in enumerate(places):
+            if place[1] == origin:
+                return bare, places[index:]
+    return name, places
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A file, and where what it extends is looked for."""
+
+    path: Path
+    origin: Origin
+    places: Places
+
+
+def find(name: str, places: Places, seen: tuple[str, ...] = ()) -> Found:
+    """The file; of those in `seen` the next by that name, so that a profile can extend its namesake."""
+    if _is_path(name):
+        return Found(path=Path(name).expanduser(), origin="path", places=places)
+    name, places = _scoped(name, places)
+    named = [
+        Found(path=directory / f"{name}.yaml", origin=origin, places=places)
+        for directory, origin in places
+    ]
+    named = [found for found in named if found.path.is_file()]
+    for found in [found for found in named if str(found.path) not in seen] or named[:1]:
+        return found
+    names = sorted({p.stem for directory, _ in places for p in directory.glob("*.yaml")})
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
+    where = ", ".join(str(directory) for directory, _ in places)
+    raise PolicyError(f"no profile named {name!r}; {hint} (looked in {where})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """One file of a policy, read once. `brought`: a person has to accept it; None: nobody has to."""
+
+    path: Path
+    fields: dict[str, Any]
+    lines: Lines
+    brought: Brought | None
+
+
+_Judge = Callable[[str, Path | None, Brought], None]
+
+
+def _chain(name: str, project: Path | None, judge: _Judge) -> Iterator[_File]:
+    """The file that `name` stands for, then what it extends, and so on. Raises `PolicyError`.
+
+    Args:
+        judge: Told of each file that has to be accepted before it is parsed; raises to refuse it.
+    """
+    wanted, places = name, directories(project)
+    seen: tuple[str, ...] = ()
+    last: _File | None = None
+    while True:
+        found = find(wanted, places, seen)
+        places = found.places
+        if last is not None and str(found.path) in seen:
+            message = f"extends itself through {wanted}"
+            raise PolicyError(message, file=str(last.path), key="extends")
+        data = read_bytes(found.path)
+        place = _place(found, project, last)
+        brought = None if place is None else trust.judge(place, data)
+        if brought is not None:
+            judge(name, project, brought)
+        fields, lines = parse(data, found.path)
+        last = _File(path=found.path, fields=fields, lines=lines, brought=brought)
+        check(fields, lines, found.path)
+        yield last
+        if "extends" not in fields or fields["extends"] is None:
+            return
+        wanted, seen = str(fields["extends"]), (*seen, str(found.path))
+
+
+def _place(found: Found, project: Path | None, child: _File | None) -> Path | None:
+    """What a file is accepted as; None where it need not be: the user's, the shipped, a path given."""
+    if found.origin == "project" and project is not None:
+        return place_in(project, found.path.name)
+    if found.origin != "path" or child is None:
+        return None
+    path = Path(os.path.abspath(found.path))
+    inside = ".purple" in (*path.parts[:-1], *path.resolve().parts[:-1])
+    return path if inside or child.brought is not None else None
+
+
+def place_in(project: Path, name: str) -> Path:
+    """What a project's own file is accepted as."""
+    # Not where links lead: what was accepted for another project says nothing here.
+    return project.resolve() / ".purple" / name
+
+
+def _any(name: str, project: Path | None, brought: Brought) -> None:
+    """Refuses nothing."""
+
+
+def _accepted(name: str, project: Path | None, brought: Brought) -> None:
+    if brought.state == "accepted":
+        return
+    what = (
+        "this profile of the project has changed since it was accepted"
+        if brought.state == "changed"
+        else "the project brings a profile of this name, which nobody has accepted"
+    )
+    here = project is None or project.resolve() == Path.cwd()
+    look = shlex.quote(name if here else str(brought.path))
+    accept = shlex.quote(name) + ("" if here else f" --project {shlex.quote(str(project))}")
+    bare = name.rpartition(":")[2]
+    others = [
+        f"{origin}:{bare}"
+        for directory, origin in directories(None)
+        if not _is_path(name) and (directory / f"{bare}.yaml").is_file()
+    ]
+    instead = f"; or take {' or '.join(others)} in its place" if others else ""
+    raise PolicyError(
+        f"{what}; look at it with `purple profile show {look}` and accept it with `purple profile "
+        f"accept {accept}`{instead}", file=str(brought.path),
+    )  # fmt: skip
+
+
+def read_bytes(path: Path) -> bytes:
+    """What the file holds. Raises `PolicyError`."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise PolicyError(f"cannot be read: {error.strerror}", file=str(path)) from None
+
+
+def _policy(files: list[_File]) -> Policy:
+    merged: dict[str, Any] = {}
+    for file in reversed(files):
+        # Said of another policy, a description would not be true of this one; and what is required of
+        # a host could not be less than a parent's if it were added to.
+        dropped = {"description", *(["require"] if "require" in file.fields else [])}
+        merged = {key: value for key, value in merged.items() if key not in dropped}
+        merged = _merge(merged, file.fields)
+    path, lines = files[0].path, files[0].lines
+    try:
+        policy = Policy.model_validate(tuples(merged))
     except ValidationError as error:
-        raise _explain(error, lines, path) from None
+        raise explain(error, lines, path) from None
     for index, rule in enumerate(policy.tools.rules):
         try:
             compile_expression(rule.when)
@@ -127,181 +331,8 @@ def load_policy(name_or_path: str, *, project: Path | None = None) -> Policy:
     return policy
 
 
-def list_policies(project: Path | None = None) -> list[ProfileInfo]:
-    """Every profile that can be named, nearest first; a broken one says so in its description."""
-    infos: list[ProfileInfo] = []
-    for directory, origin in _directories(project):
-        for path in sorted(directory.glob("*.yaml")) if directory.is_dir() else ():
-            try:
-                description = str(_read(path)[0].get("description", ""))
-            except PolicyError as error:
-                description = f"cannot be read: {error.message}"
-            infos.append(
-                ProfileInfo(name=path.stem, path=path, origin=origin, description=description)
-            )
-    return infos
-
-
-def create_policy(
-    name: str, *, extends: str = "code-assistant", scope: Literal["user", "project"] = "user",
-    project: Path | None = None,
-) -> Path:  # fmt: skip
-    """Write a new profile that extends another; returns its path.
-
-    Raises:
-        PolicyError: a bad name, an unknown parent, or a profile of that name is already there.
-    """
-    if not _NAME.fullmatch(name):
-        raise PolicyError(f"{name!r} is no profile name; use letters, digits, '-', '_' and '.'")
-    load_policy(extends, project=project)
-    directory = dict((origin, path) for path, origin in _directories(project)).get(scope)
-    if directory is None:
-        raise PolicyError("there is no project here; run this in a project, or use the user scope")
-    path = directory / f"{name}.yaml"
-    directory.mkdir(parents=True, exist_ok=True)
-    text = (
-        f"name: {name}\ndescription: What {name} may do.\nextends: {extends}\n"
-        "# filesystem: {read: [~/datasets]}\n# resources: {memory_limit: 8G, timeout: 1h}\n"
-    )
-    try:
-        with path.open("x") as file:
-            file.write(text)
-    except FileExistsError:
-        raise PolicyError(
-            "this profile exists; edit it, or choose another name", file=str(path)
-        ) from None
-    return path
-
-
-def delete_policy(
-    name: str, *, scope: Literal["user", "project"] = "user", project: Path | None = None
-) -> Path:
-    """Remove a profile; returns the path that it had.
-
-    Raises:
-        PolicyError: there is none of that name in that scope, or another profile extends it.
-    """
-    if not _NAME.fullmatch(name):
-        raise PolicyError(f"{name!r} is no profile name; a file of your own is yours to remove")
-    directory = dict((origin, path) for path, origin in _directories(project)).get(scope)
-    path = None if directory is None else directory / f"{name}.yaml"
-    if path is None or not path.is_file():
-        where = [i.origin for i in list_policies(project) if i.name == name and i.origin != scope]
-        hint = f"; there is a {where[0]} one, " if where else ""
-        hint += (
-            "which belongs to Purple" if where == ["shipped"] else "see --project" if where else ""
-        )
-        raise PolicyError(f"there is no {scope} profile named {name!r}{hint}")
-    if _find(name, project) == path and not _shipped(name):
-        heirs = [
-            str(info.path)
-            for info in list_policies(project)
-            if info.path != path and _parent(info.path) == name
-        ]
-        if heirs:
-            raise PolicyError(f"{', '.join(heirs)} extends it; change that first", file=str(path))
-    path.unlink()
-    return path
-
-
-def _shipped(name: str) -> bool:
-    return (_SHIPPED / f"{name}.yaml").is_file()
-
-
-def _parent(path: Path) -> str:
-    try:
-        return str(_read(path)[0].get("extends", ""))
-    except PolicyError:
-        return ""
-
-
-def _directories(project: Path | None) -> list[tuple[Path, Literal["project", "user", "shipped"]]]:
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    found: list[tuple[Path, Literal["project", "user", "shipped"]]] = []
-    if project is not None:
-        found.append((project / ".purple", "project"))
-    found.append((config / "purple" / "profiles", "user"))
-    found.append((_SHIPPED, "shipped"))
-    return found
-
-
-def _find(name_or_path: str, project: Path | None, seen: tuple[str, ...] = ()) -> Path:
-    """The file; of those in `seen` the next by that name, so that a profile can extend its namesake."""
-    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
-        return Path(name_or_path).expanduser()
-    directories = [directory for directory, _ in _directories(project)]
-    found = [directory / f"{name_or_path}.yaml" for directory in directories]
-    found = [path for path in found if path.is_file()]
-    for path in [path for path in found if str(path) not in seen] or found[:1]:
-        return path
-    names = sorted({info.name for info in list_policies(project)})
-    near = difflib.get_close_matches(name_or_path, names, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
-    where = ", ".join(str(directory) for directory in directories)
-    raise PolicyError(f"no profile named {name_or_path!r}; {hint} (looked in {where})")
-
-
-def _read(path: Path) -> tuple[dict[str, Any], _Lines]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise PolicyError(f"cannot be read: {reason}", file=str(path)) from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise PolicyError(f"not YAML: {error.problem}", file=str(path), line=line) from None
-    except yaml.YAMLError as error:
-        raise PolicyError(f"not YAML: {error}", file=str(path)) from None
-    if not isinstance(node, yaml.MappingNode):
-        raise PolicyError("a policy is a mapping that starts with `name:`", file=str(path), line=1)
-    lines: _Lines = {}
-    _mark(node, (), lines, path)
-    return cast(dict[str, Any], yaml.safe_load(text)), lines
-
-
-def _mark(node: yaml.Node, key: tuple[str | int, ...], lines: _Lines, path: Path) -> None:
-    lines.setdefault(key, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        for name_node, value in node.value:
-            inner = (*key, str(name_node.value))
-            if inner in lines:
-                raise PolicyError(
-                    "this key is given twice; keep one", file=str(path),
-                    line=name_node.start_mark.line + 1, key=_dotted(inner),
-                )  # fmt: skip
-            lines[inner] = name_node.start_mark.line + 1
-            _mark(value, inner, lines, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _mark(value, (*key, index), lines, path)
-
-
-def _check(fields: dict[str, Any], lines: _Lines, path: Path) -> None:
-    """Check one file by itself, so that an error has this file's line."""
-    try:
-        Policy.model_validate(_tuples(fields))
-    except ValidationError as error:
-        raise _explain(error, lines, path) from None
-
-
-def _extend(
-    fields: dict[str, Any], path: Path, project: Path | None, seen: tuple[str, ...]
-) -> dict[str, Any]:
-    parent = fields.get("extends")
-    if parent is None:
-        return fields
-    parent_path = _find(str(parent), project, seen)
-    if str(parent_path) in seen:
-        raise PolicyError(f"extends itself through {parent}", file=str(path), key="extends")
-    inherited, lines = _read(parent_path)
-    _check(inherited, lines, parent_path)
-    base = _extend(inherited, parent_path, project, (*seen, str(parent_path)))
-    return _merge(base, fields)
-
-
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Mappings merge, lists append (`require` and all else alike), scalars replace."""
+    """Mappings merge, lists append, scalars replace."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -313,50 +344,3 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
-
-
-def _tuples(value: Any) -> Any:
-    """YAML's lists as the tuples that a frozen, strict model takes."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in cast(dict[str, Any], value).items()}
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in cast(Sequence[Any], value))
-    return value
-
-
-def _explain(error: ValidationError, lines: _Lines, path: Path) -> PolicyError:
-    first = error.errors()[0]
-    parts = list(first["loc"])
-    while len(parts) > 1 and tuple(parts) not in lines:
-        parts.pop()
-    key = tuple(parts)
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        known = _known(key[:-1])
-        near = difflib.get_close_matches(str(parts[-1]), known, 1)
-        message = "unknown key" + (
-            f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-        )
-    line = lines.get(key, lines.get(key[:-1], 1))
-    return PolicyError(message, file=str(path), line=line, key=_dotted(key))
-
-
-def _known(key: tuple[str | int, ...]) -> list[str]:
-    model: type[BaseModel] = Policy
-    for part in key:
-        if isinstance(part, int):
-            continue
-        for name, field in model.model_fields.items():
-            if part in (name, field.alias):
-                inner = [field.annotation, *getattr(field.annotation, "__args__", ())]
-                for kind in inner:
-                    if isinstance(kind, type) and issubclass(kind, BaseModel):
-                        model = kind
-    return sorted(field.alias or name for name, field in model.model_fields.items())
-
-
-def _dotted(key: tuple[str | int, ...]) -> str:
-    text = ""
-    for part in key:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from purplebox.isolation.seccomp import hampered
+from purplebox.gateway.tools import TOOLS
+from purplebox.isolation.syscalls import hampered
 from purplebox.policies import Policy, list_policies, load_policy
 from purplebox.policies.check import check
+from purplebox.policies.meaning import ARGUMENTS
 
 GOOD: dict[str, Any] = {"resources": {"memory_limit": "1G", "processes": 64}}
 
@@ -47,8 +49,8 @@ DENY: dict[str, Any] = {"tool": "*", "effect": "deny"}
          rules({**PUSH, "effect": "allow"}, default="deny")),
         (rules({"tool": "reed_file", "effect": "deny"}), "dead", "tools.rules[0]",
          rules({"tool": "reed_file", "server": "s", "effect": "deny"})),
-        (rules({"tool": "x", "when": "false", "effect": "deny"}), "dead", "tools.rules[0]",
-         rules({"tool": "x", "when": "args.a", "effect": "deny"})),
+        (rules({"tool": "s__x", "when": "false", "effect": "deny"}), "dead", "tools.rules[0]",
+         rules({"tool": "s__x", "when": "args.a", "effect": "deny"})),
         (rules({"tool": "*", "effect": "allow"}, default="deny"), "too wide", "tools.rules[0]",
          rules({"tool": "read_*", "effect": "allow"}, default="deny")),
         ({"tools": {"arguments": {"read_file": {"path": "read"}}}}, "dead", "tools.arguments.read_file",
@@ -74,12 +76,10 @@ DENY: dict[str, Any] = {"tool": "*", "effect": "deny"}
         ({"capabilities": {"keep": ("CAP_NET_ADMIN",)}}, "too wide", "capabilities.keep[0]", {}),
         ({"resources": {"processes": 2}}, "too wide", "resources.memory_limit", {}),
         ({"resources": {"memory_limit": "1G"}}, "too wide", "resources.processes", {}),
-        ({"network": {"allow": ({"host": "a.example"},)}}, "contradictory", "network.allow",
-         network({"host": "a.example"})),
+        ({"network": {"deny": ({"host": "a.example"},)}}, "contradictory", "network.deny",
+         network({"host": "*.example"}, deny=({"host": "a.example"},))),
         (network(), "dead", "network.isolated", network({"host": "a.example"})),
         (network({"host": "**"}), "too wide", "network.allow[0]", network({"host": "**.example"})),
-        (network({"host": "a.example", "ports": (443,), "methods": ("GET",)}), "contradictory", "network.allow[0]",
-         network({"host": "a.example", "ports": (443,), "methods": ("GET",)}, tls="inspect")),
         (network({"host": "a.example"}, deny=({"host": "*.example"},)), "shadowed", "network.allow[0]",
          network({"host": "**.example"}, deny=({"host": "*.example"},))),
         (network({"host": "**.example"}, {"host": "a.example"}), "shadowed", "network.allow[1]",
@@ -90,6 +90,29 @@ DENY: dict[str, Any] = {"tool": "*", "effect": "deny"}
          {"environment": {"pass": ("A",), "set": {"B": "1"}}}),
         ({"environment": {"pass": ("GITHUB_TOKEN",)}}, "too wide", "environment.pass[0]",
          {"environment": {"pass": ("LANG",)}}),
+        ({"filesystem": {"hide": ("*.{pem,key}",)}}, "dead", "filesystem.hide[0]",
+         {"filesystem": {"hide": ("*.pem", "*.key")}}),
+        ({"filesystem": {"protect": ("a.txt,b.pem",)}}, "dead", "filesystem.protect[0]",
+         {"filesystem": {"protect": ("a.txt", "*,v")}}),
+        ({"filesystem": {"hide": ("!a.txt",)}}, "dead", "filesystem.hide[0]",
+         {"filesystem": {"hide": ("[!a].txt",)}}),
+        (rules({"tool": "read_file,write_file", "effect": "deny"}), "dead", "tools.rules[0]",
+         rules({"tool": "read_file", "effect": "deny"}, {"tool": "write_file", "effect": "deny"})),
+        (rules({"tool": "{shell,move}", "effect": "deny"}), "dead", "tools.rules[0]", rules({"tool": "s*", "effect": "deny"})),
+        (rules({"tool": "shell|delete", "effect": "deny"}), "dead", "tools.rules[0]", rules({"tool": "s__*", "effect": "deny"})),
+        (rules({"tool": "!shell", "effect": "deny"}), "dead", "tools.rules[0]", rules({"tool": "[!s]*", "effect": "deny"})),
+        (rules({**PUSH, "when": 'args.command.contain("x")', "effect": "deny"}), "wrong", "tools.rules[0].when",
+         rules({**PUSH, "when": 'args.command.contains("args.comand") && glob("a", "b")', "effect": "deny"})),
+        (rules({"tool": "shell", "when": 'args.comand == "x"', "effect": "deny"}), "wrong", "tools.rules[0].when",
+         rules({"tool": "s__shell", "when": 'args.comand == "x"', "effect": "deny"})),
+        (rules({"tool": "move", "when": 'args["path"] == "x"', "effect": "deny"}), "wrong", "tools.rules[0].when",
+         rules({"tool": "move", "when": 'args["source"] == "x"', "effect": "deny"})),
+        (network({"host": "https://a.example/"}), "wrong", "network.allow[0]", network({"host": "a.example", "ports": (443,)})),
+        (network({"host": "a.example"}, deny=({"host": "*"},)), "wrong", "network.deny[0]",
+         network({"host": "*.example"}, deny=({"host": "a.example"},))),
+        ({"resources": {"memory_limit": "1M", "processes": 2}}, "wrong", "resources.memory_limit", GOOD),
+        ({"resources": {**GOOD["resources"], "timeout": 0.001}}, "wrong", "resources.timeout",
+         {"resources": {**GOOD["resources"], "timeout": 1}}),
     ],
 )  # fmt: skip
 def test_a_finding_and_the_policy_without_it(
@@ -106,8 +129,42 @@ def test_a_credential_wants_its_host_and_inspection() -> None:
     at = "network.credentials[0]"
     assert ("dead", at) in found(**network({"host": "a.example"}, credentials=(credential,)))
     here = {"host": "b.example"}
-    assert ("contradictory", at) in found(**network(here, credentials=(credential,)))
     assert found(**network(here, credentials=(credential,), tls="inspect")) == set()
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"filesystem": {"hide": ("*.{pem,key}",)}}, "write one pattern each: *.pem; *.key"),
+        (rules({"tool": "shell|delete", "effect": "deny"}), "write one rule each: shell; delete"),
+        (rules({"tool": "reed_file", "effect": "deny"}), "did you mean read_file?"),
+        (rules({**PUSH, "when": 'args.command.contain("x")', "effect": "deny"}), "Undefined function 'contain'; did you mean contains"),
+        (rules({**PUSH, "when": 'has(args.comand)', "effect": "deny"}), "no argument 'comand' of shell; did you mean command"),
+        (network({"host": "a.example:22"}), "write a.example, and ports: [22]"),
+    ],
+)  # fmt: skip
+def test_a_finding_says_what_to_write(fields: dict[str, Any], text: str) -> None:
+    assert [text in str(finding) for finding in check(policy(**fields))] == [True]
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"allow": ({"host": "a.example"},)},
+        {"isolated": False, "allow": ({"host": "a.example", "ports": (443,), "methods": ("GET",)},)},
+    ],
+)  # fmt: skip
+def test_what_a_policy_is_refused_for_is_said_once(section: dict[str, Any]) -> None:
+    made = policy(network=section)
+    assert (len(made.unsupported()), check(made)) == (1, [])
+
+
+def test_the_arguments_of_built_in_tools_are_those_of_their_schemas() -> None:
+    schemas = {
+        name: tuple(tool.definition.to_wire()["inputSchema"].get("properties", {}))
+        for name, tool in TOOLS.items()
+    }
+    assert schemas == ARGUMENTS
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,9 @@ A_RULE = {"tool": "shell", "when": "args.x", "effect": "ask"}
         ({"network": {"isolated": False}}, "+ network isolated: yes → no (network.isolated)", "- network isolated: no → yes (network.isolated)"),
         ({"network": {"allow": ({"host": "a.example", "ports": (22,)},)}}, "+ may reach a.example:22 (network.allow)", "- may no longer reach a.example:22 (network.allow)"),
         ({"tools": {"rules": (A_RULE,)}}, "- new rule: ask shell when args.x (tools.rules)", "+ gone rule: ask shell when args.x (tools.rules)"),
+        ({"flow": ({"after": {"read": ("keys/**", "**/.env"), "tool": ("mail__*",)}, "then": {"network": "deny", "tool": {"github__*": "ask"}}},)},
+         "- new flow rule: after reading keys/**, **/.env or calling mail__*: deny what reaches a host, ask github__* (flow)",
+         "+ gone flow rule: after reading keys/**, **/.env or calling mail__*: deny what reaches a host, ask github__* (flow)"),
         ({"tools": {"default": "deny"}}, "- a tool that no rule names: allow → deny (tools.default)", "+ a tool that no rule names: deny → allow (tools.default)"),
         ({"environment": {"set": {"A": "1"}}}, "~ variable A: nothing → 1 (environment.set)", "~ variable A: 1 → nothing (environment.set)"),
         ({"syscalls": {"rules": ({"syscall": "socket", "arg": 0, "op": "eq", "value": "AF_INET"},)}},
@@ -45,6 +48,76 @@ def test_a_difference_in_both_directions(
     assert said({}, fields) == [forward]
     assert said(fields, {}) == [backward]
     assert said(fields, fields) == []
+
+
+def network(*allow: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"network": {"isolated": False, "allow": allow, **more}}
+
+
+PYPI: dict[str, Any] = {"host": "pypi.org", "ports": (443,)}
+GET = {**PYPI, "methods": ("GET",)}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "forward", "backward"),
+    [
+        (network(GET), network(PYPI), ["+ may reach pypi.org:443"], ["- may no longer reach pypi.org:443, only pypi.org:443 GET"]),
+        (network(GET), network({**PYPI, "methods": ("POST",)}), ["+ may reach pypi.org:443 POST", "- may no longer reach pypi.org:443 GET"],
+         ["+ may reach pypi.org:443 GET", "- may no longer reach pypi.org:443 POST"]),
+        (network({**PYPI, "paths": ("/a/**",)}), network({**PYPI, "paths": ("/a/b", "/a")}),
+         ["- may no longer reach pypi.org:443 /a/**, only pypi.org:443 /a/b /a"], ["+ may reach pypi.org:443 /a/**"]),
+        (network({"host": "pypi.org"}), network({"host": "pypi.org", "ports": (80, 443)}), [], []),
+        (network(PYPI), network({"host": "pypi.org"}), ["+ may reach pypi.org:80"], ["- may no longer reach pypi.org:80"]),
+        (network(PYPI, {"host": "pypi.org", "ports": (80,)}), network({"host": "pypi.org"}), [], []),
+        (network(PYPI), network({**PYPI, "addresses": ("151.101.0.0/16",)}),
+         ["- may no longer reach pypi.org:443, only pypi.org:443 at 151.101.0.0/16"], ["+ may reach pypi.org:443"]),
+        (network(PYPI), network(PYPI, {**PYPI, "addresses": ("10.0.0.0/8",)}),
+         ["+ may reach pypi.org:443 at 10.0.0.0/8"], ["- may no longer reach pypi.org:443 at 10.0.0.0/8"]),
+        (network({**PYPI, "addresses": ("10.0.0.0/8",)}), network({**PYPI, "addresses": ("10.1.0.0/16", "10.2.3.4")}),
+         ["- may no longer reach pypi.org:443 at 10.0.0.0/8, only pypi.org:443 at 10.1.0.0/16, 10.2.3.4"], ["+ may reach pypi.org:443 at 10.0.0.0/8"]),
+        (network({"host": "**.pypi.org"}), network({"host": "**.pypi.org"}, {"host": "a.pypi.org"}), [], []),
+        (network({"host": "10.0.0.0/8"}), network({"host": "10.1.2.3"}), ["- may no longer reach 10.0.0.0/8, only 10.1.2.3"], ["+ may reach 10.0.0.0/8"]),
+        (network({"host": "**"}), network({"host": "**"}, {"host": "10.1.2.3"}), ["+ may reach 10.1.2.3"], ["- may no longer reach 10.1.2.3"]),
+    ],
+)  # fmt: skip
+def test_what_is_reachable_is_compared(
+    one: dict[str, Any], other: dict[str, Any], forward: list[str], backward: list[str]
+) -> None:
+    assert said(one, other) == [f"{line} (network.allow)" for line in forward]
+    assert said(other, one) == [f"{line} (network.allow)" for line in backward]
+
+
+def test_addresses_take_the_place_of_public_ones() -> None:
+    there = {**PYPI, "addresses": ("10.0.0.0/8",)}
+    assert said(network(PYPI), network(there)) == [
+        "+ may reach pypi.org:443 at 10.0.0.0/8 (network.allow)",
+        "- may no longer reach pypi.org:443 at public addresses (network.allow)",
+    ]
+
+
+def test_denials_are_compared_the_other_way() -> None:
+    one, other = (network(PYPI, deny=(rule,)) for rule in (GET, {"host": "pypi.org"}))
+    assert said(one, other) == ["- may no longer reach pypi.org (network.deny)"]
+    assert said(other, one) == [
+        "+ pypi.org is no longer denied, only pypi.org:443 GET is (network.deny)"
+    ]
+
+
+def test_limits_are_compared_number_by_number() -> None:
+    one = {"limits": ({"per": ("client",), "calls": 120, "concurrent": 8},)}
+    other: dict[str, Any] = {
+        "limits": (
+            {"per": ("client",), "calls": 200, "concurrent": 8},
+            {"per": ("client",), "calls": 300},
+            {"tool": "shell", "per": (), "every": "1h", "bytes": "1M", "time": "20m"},
+        )
+    }
+    assert said(one, other) == [
+        "+ calls for each client in 60 s: 120 → 200 (limits)",
+        "- arguments and results of shell all together in 3600 s: no limit → 1 MiB (limits)",
+        "- running time of shell all together in 3600 s: no limit → 1200 s (limits)",
+    ]
+    assert said(one, one) == []
 
 
 SAMPLES: dict[str, Any] = {

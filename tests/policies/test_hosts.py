@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from ipaddress import ip_address
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from purplebox.policies.addresses import literal_address, parse_range, special_class
-from purplebox.policies.hosts import Hosts, Why, canonical_name, canonical_path
+from purplebox.policies.hosts import Hosts, Why, canonical_name, canonical_path, host_pattern
 from purplebox.policies.model import Network
 
 
@@ -284,3 +285,25 @@ def test_a_refusal_says_what_to_ask_for() -> None:
     assert "port 22" in rules.decide_name("a.example", 22).text
     text = rules.decide_address(ip_address("10.0.0.1"), 443, name="a.example").text
     assert "10.0.0.1" in text and "network.allow[0]" in text
+
+
+@pytest.mark.parametrize(
+    ("host", "instead"),
+    [
+        ("https://pypi.org/", "write pypi.org, and ports: [443]"),
+        ("pypi.org:443", "write pypi.org, and ports: [443]"),
+        ("*", "**.NAME (any depth) or ** (any)"),
+        ("pypi.*", "**.NAME (any depth) or ** (any)"),
+        ("pyp*.org", "**.NAME (any depth) or ** (any)"),
+        (".pypi.org", "write **.pypi.org for all names below it, or pypi.org"),
+        ("pypi.org/simple", 'write pypi.org, and paths: ["/simple", "/simple/**"] with tls: inspect'),
+        ("10.0.0.1/8", "write 10.0.0.0/8"),
+        ("10.0.0.1:80", "write 10.0.0.1, and ports: [80]"),
+        ("127.1", "write the address as 127.0.0.1"),
+    ],
+)  # fmt: skip
+def test_a_pattern_that_means_nothing_says_what_to_write(host: str, instead: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(instead)):
+        hosts({"host": host})
+    with pytest.raises(ValueError, match=re.escape(instead)):
+        host_pattern(host)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from purplebox.policies import PolicyError, create_policy, decide, list_policies, load_policy
+from purplebox.policies.diff import diff
 
 DESIGN = """
 name: "my-ai-agent"
@@ -107,6 +109,50 @@ def test_a_created_profile_is_found_and_extends(workspace: Path) -> None:
     assert [i.name for i in list_policies(workspace) if i.origin == "project"] == ["mine"]
     with pytest.raises(PolicyError, match="exists"):
         create_policy("mine", scope="project", project=workspace)
+
+
+@pytest.mark.parametrize("scope", ["user", "project"])
+def test_a_created_profile_of_a_shipped_name_extends_that_one(
+    scope: Literal["user", "project"], workspace: Path
+) -> None:
+    shipped = {info.name: load_policy(info.name) for info in list_policies()}
+    for name in shipped:
+        create_policy(name, scope=scope, project=workspace)
+    for name, policy in shipped.items():
+        made = load_policy(name, project=workspace)
+        assert made.filesystem == policy.filesystem
+        assert made.resources == policy.resources
+
+
+@pytest.mark.parametrize("scope", ["user", "project"])
+def test_a_profile_with_which_others_break_is_not_kept(
+    scope: Literal["user", "project"], workspace: Path
+) -> None:
+    with pytest.raises(PolicyError, match="not made, for with it code-assistant"):
+        create_policy("base", extends="code-assistant", scope=scope, project=workspace)
+    assert {info.origin for info in list_policies(workspace)} == {"shipped"}
+    # The control.
+    create_policy("base", extends="strict", scope=scope, project=workspace)
+    assert load_policy("code-assistant", project=workspace).resources.memory_bytes == 1 << 30
+
+
+def test_what_a_profile_says_of_itself_is_not_said_of_what_extends_it(tmp_path: Path) -> None:
+    heir = "name: heir\nextends: code-assistant\nnetwork: {isolated: false}\n"
+    assert "reaches no network" in load_policy("code-assistant").description
+    assert load_policy(write(tmp_path, heir)).description == ""
+    assert load_policy(write(tmp_path, heir + "description: its own\n")).description == "its own"
+
+
+def test_what_a_profile_requires_is_in_the_place_of_what_its_parent_does(tmp_path: Path) -> None:
+    heir = "name: heir\nextends: base\n"
+    assert load_policy(write(tmp_path, heir)).require == load_policy("base").require
+    heir += "require: [namespaces, mounts, capabilities, seccomp, network]\n"
+    less = load_policy(write(tmp_path, heir))
+    assert set(load_policy("base").require) - set(less.require) == {"landlock"}
+    # Whoever compares the two is told, as of what allows more.
+    assert [str(change) for change in diff(load_policy("base"), less)] == [
+        "+ no longer requires layer landlock (require)"
+    ]
 
 
 def test_deny_goes_before_ask_before_allow_and_an_erring_rule_denies(tmp_path: Path) -> None:
