@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import inside, leftovers, probes
+from . import aims, inside, leftovers, probes
 from .errors import CommandNotFound, SetupError
 
 if TYPE_CHECKING:
@@ -34,6 +34,19 @@ _AT_ONCE = 4
 _SECONDS = 60.0
 _WORD = "PURPLE_ATTACK_WORD"
 _PLACE = re.compile(r"purple-attack-[0-9a-f]{16}")
+# It answers whoever gets at a listener of its parent's, until its parent is gone.
+_VICTIM = """
+import socket, sys, threading
+def answer():
+    kept = []
+    while True:
+        kept.append(listener.accept()[0])
+        try: kept[-1].sendall(b"x")
+        except OSError: pass
+listener = socket.socket(fileno=int(sys.argv[2]))
+threading.Thread(target=answer, daemon=True).start()
+sys.stdin.read()
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +99,10 @@ ATTACKS: tuple[Attack, ...] = (
     # Linux), whose number 20 is writev(2).
     *_of("seccomp", "SIGSYS SIGSEGV EBADF", "foreign_entry", "x32_entry"),
     *_of("cgroup", "EAGAIN", "more_processes", needs=("cgroup",)),
-    *_of("network", "ECONNREFUSED ECONNRESET ENETUNREACH EHOSTUNREACH ETIMEDOUT EACCES EPERM", "reach_the_hosts_loopback", "reach_the_network"),
+    *_of("network", "ECONNREFUSED ECONNRESET ENETUNREACH EHOSTUNREACH EADDRNOTAVAIL EAFNOSUPPORT ETIMEDOUT EACCES EPERM", "reach_the_hosts_loopback", "reach_the_network"),
+    *_of("network", "ECONNREFUSED ENETUNREACH EHOSTUNREACH EADDRNOTAVAIL EAFNOSUPPORT EACCES EPERM", "send_a_datagram"),
+    *_of("network", "ENOENT ECONNREFUSED ECONNRESET", "reach_a_name"),
+    *_of("network", "ECONNREFUSED EACCES EPERM", "tunnel_through_the_gate"),
     *_of("network", "none EPERM", "see_interfaces"),
     *_of("network", "ECONNREFUSED EPERM", "reach_abstract_socket"),
     *_of("network", "ENOENT EACCES ECONNREFUSED ENOTDIR EPERM", "reach_path_socket"),
@@ -135,12 +151,12 @@ class LayerOutcome:
         """One line for a person."""
         if self.skipped:
             return f"{self.layer:12} skipped  {self.skipped}"
+        count = len(self.outcomes)
+        attacks = f"{count} attack{'' if count == 1 else 's'}"
         if not self.broken:
-            return f"{self.layer:12} held     {len(self.outcomes)} attacks"
+            return f"{self.layer:12} held     {attacks}"
         said = "; ".join(f"{o.attack.name}: {o.answer}" for o in self.broken)
-        return (
-            f"{self.layer:12} BROKEN   {len(self.broken)} of {len(self.outcomes)} attacks: {said}"
-        )
+        return f"{self.layer:12} BROKEN   {len(self.broken)} of {attacks}: {said}"
 
 
 async def attack(policy: Policy) -> list[LayerOutcome]:
@@ -256,8 +272,12 @@ def targets(policy: Policy) -> Generator[tuple[Path, dict[str, Any]]]:
 
     Yields:
         A workspace for the sandbox, and for probes/: `secret`, a file outside it; `protected`, one
-        in it that `filesystem.protect` names or a read-only one; `port`, `abstract` and `socket`,
-        listening; `victim`, a process of the caller's; `word`, in its environment; `processes`.
+        in it that `filesystem.protect` names or a read-only one; `port`, where something answers,
+        `datagrams`, `abstract` and `socket`, listening; `victim`, a process of the caller's; `word`,
+        in its environment; `processes`; and what `aims` finds for the policy.
+
+    Raises:
+        SetupError: a pattern of `network` means nothing.
     """
     with contextlib.ExitStack() as stack:
         # Not below /tmp, which a sandbox has to itself: what is hidden there would prove nothing.
@@ -270,17 +290,22 @@ def targets(policy: Policy) -> Generator[tuple[Path, dict[str, Any]]]:
         secret.parent.mkdir()
         secret.write_text("purple-attack-word")
         environment = {**os.environ, _WORD: "purple-attack-word"}
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        listening = listener.fileno()
+        port = listener.getsockname()[1]
         victim = stack.enter_context(
             subprocess.Popen(
-                [sys.executable, "-c", "input()", "purple-attack-word"],
+                [sys.executable, "-c", _VICTIM, "purple-attack-word", str(listening)],
                 stdin=subprocess.PIPE,
                 env=environment,
+                pass_fds=[listening],
             )
         )
         stack.callback(victim.terminate)
         # Apart, for a socket's path is at most 108 bytes long: unix(7).
         sockets = stack.enter_context(_directory(tempfile.gettempdir()))
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        datagrams = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        datagrams.bind(("127.0.0.1", 0))
         abstract = f"purple-attack-{os.getpid()}"
         for kind, name in (
             (socket.SOCK_STREAM, f"\0{abstract}"),
@@ -292,9 +317,10 @@ def targets(policy: Policy) -> Generator[tuple[Path, dict[str, Any]]]:
             if kind == socket.SOCK_STREAM:
                 sock.listen()
         yield workspace, {
-            "secret": str(secret), "protected": str(protected), "port": listener.getsockname()[1],
-            "abstract": abstract, "socket": f"{sockets}/socket", "victim": victim.pid,
+            "secret": str(secret), "protected": str(protected), "port": port,
+            "datagrams": datagrams.getsockname()[1], "abstract": abstract, "socket": f"{sockets}/socket", "victim": victim.pid,
             "word": "purple-attack-word", "processes": policy.resources.processes or 0,
+            "variables": aims.own_variables(policy), **aims.forbidden(policy.network, port),
         }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import platform
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Operator = Literal["eq", "ne", "lt", "le", "gt", "ge", "masked_eq", "any_bits"]
 
@@ -58,12 +58,14 @@ class Clause:
     action: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """The action of the first clause that holds, else `otherwise`."""
+class Verdict(NamedTuple):
+    """The action of the first clause that holds, else `otherwise`.
+
+    No dataclass: hundreds are made and compared for a program.
+    """
 
     otherwise: int
-    clauses: Sequence[Clause] = ()
+    clauses: tuple[Clause, ...] = ()
 
 
 def errno_action(number: int) -> int:
@@ -88,21 +90,19 @@ def assemble(verdicts: Mapping[int, Verdict], otherwise: int, beyond: tuple[int,
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
         raise ValueError(f"no system-call filter for {machine}; known: {', '.join(_ARCHITECTURES)}")
-    code = _Code()
-    native, known = code.label(), code.label()
-    code.load(_ARCHITECTURE)
-    code.jump(_JEQ, _ARCHITECTURES[machine], yes=native)
-    code.ret(KILL_PROCESS)
-    code.place(native)
-    code.load(_NUMBER)
+    foreign = _instruction(_RET, KILL_PROCESS)
+    code = _instruction(_LD, _ARCHITECTURE)
+    code += _jump(_JEQ, _ARCHITECTURES[machine], yes=1) + foreign
+    code += _instruction(_LD, _NUMBER)
     if machine == "x86_64":
-        foreign = code.label()
-        code.jump(_JGE, _X32_BIT, yes=foreign, no=known)
-        code.place(foreign)
-        code.ret(KILL_PROCESS)
-        code.place(known)
-    _tree(code, _ranges(verdicts, otherwise, beyond))
-    return code.binary()
+        code += _jump(_JGE, _X32_BIT, no=1) + foreign
+    code += _tree(_ranges(verdicts, otherwise, beyond))
+    if (length := _length(code)) > _MOST:
+        raise ValueError(
+            f"the system-call filter has {length} instructions, the kernel takes {_MOST}; "
+            "use fewer syscalls.rules"
+        )
+    return code
 
 
 def _ranges(
@@ -110,38 +110,39 @@ def _ranges(
 ) -> list[tuple[int, Verdict]]:
     """First numbers of runs of calls with one verdict, in order."""
     first, action = beyond
-    marks = {0, first, *verdicts, *(number + 1 for number in verdicts)}
+    below, above = Verdict(otherwise), Verdict(action)
+    marks = {0, first, *verdicts, *map((1).__add__, verdicts)}
     runs: list[tuple[int, Verdict]] = []
     for number in sorted(marks):
-        default = Verdict(otherwise=action if number >= first else otherwise)
-        verdict = verdicts.get(number, default)
+        verdict = verdicts.get(number, above if number >= first else below)
         if not runs or runs[-1][1] != verdict:
             runs.append((number, verdict))
     return runs
 
 
-def _tree(code: _Code, runs: list[tuple[int, Verdict]]) -> None:
+# Jumps lead forward alone, as the kernel demands: what one skips is there before it is.
+
+
+def _tree(runs: list[tuple[int, Verdict]]) -> bytes:
     """A binary search: a tenth of a list's steps, for a call and for the kernel's own walk over all
     calls when it loads the program."""
     if len(runs) == 1:
-        _leaf(code, runs[0][1])
-        return
+        return _leaf(runs[0][1])
     middle = len(runs) // 2
-    right = code.label()
-    code.jump(_JGE, runs[middle][0], yes=right)
-    _tree(code, runs[:middle])
-    code.place(right)
-    _tree(code, runs[middle:])
+    below = _tree(runs[:middle])
+    return _jump(_JGE, runs[middle][0], len(below) // _SIZE) + below + _tree(runs[middle:])
 
 
-def _leaf(code: _Code, verdict: Verdict) -> None:
+def _leaf(verdict: Verdict) -> bytes:
+    if not verdict.clauses:
+        return _pack(_RET, 0, 0, verdict.otherwise)
+    code = b""
     for clause in verdict.clauses:
-        following = code.label()
-        for test in clause.tests:
-            _compare(code, test, following)
-        code.ret(clause.action)
-        code.place(following)
-    code.ret(verdict.otherwise)
+        rest = _instruction(_RET, clause.action)
+        for test in reversed(clause.tests):
+            rest = _compare(test, _length(rest)) + rest
+        code += rest
+    return code + _instruction(_RET, verdict.otherwise)
 
 
 _LOW: dict[Operator, tuple[int, bool]] = {  # the jump, and whether it is taken when the test holds
@@ -152,128 +153,56 @@ _LOW: dict[Operator, tuple[int, bool]] = {  # the jump, and whether it is taken 
     "gt": (_JGT, True),
     "ge": (_JGE, True),
     "any_bits": (_JSET, True),
+    "masked_eq": (_JEQ, True),  # of what is left when the bits have been picked
 }
 
 
-def _compare(code: _Code, test: Test, fail: int) -> None:
-    """Fall through when `test` holds, else go to `fail`."""
+def _compare(test: Test, fail: int) -> bytes:
+    """Go on behind this when `test` holds, else skip `fail` instructions there."""
     low, high = test.value & 0xFFFFFFFF, test.value >> 32
     offset = _ARGUMENTS + 8 * test.argument
-    passed = code.label()
-    if test.bits == 64:
-        code.load(offset + 4)
-        if test.op == "masked_eq":
-            code.mask(high)
-            code.jump(_JEQ, high, no=fail)
-        elif test.op == "any_bits":
-            code.jump(_JSET, high, yes=passed)
-        elif test.op == "eq":
-            code.jump(_JEQ, high, no=fail)
-        elif test.op == "ne":
-            code.jump(_JEQ, high, no=passed)
-        else:
-            above = passed if test.op in ("gt", "ge") else fail
-            below = fail if test.op in ("gt", "ge") else passed
-            code.jump(_JGT, high, yes=above)
-            code.jump(_JEQ, high, no=below)
-    code.load(offset)
+    kind, holds = _LOW[test.op]
+    code = _instruction(_LD, offset)
     if test.bits == 16:
-        code.mask(0xFFFF)
+        code += _instruction(_AND, 0xFFFF)
     if test.op == "masked_eq":
-        code.mask(low)
-        code.jump(_JEQ, low, no=fail)
+        code += _instruction(_AND, low)
+    code += _jump(kind, low, no=fail) if holds else _jump(kind, low, yes=fail)
+    if test.bits != 64:
+        return code
+    passed = _length(code)
+    fail += passed
+    upper = _instruction(_LD, offset + 4)
+    if test.op == "masked_eq":
+        upper += _instruction(_AND, high) + _jump(_JEQ, high, no=fail)
+    elif test.op == "any_bits":
+        upper += _jump(_JSET, high, yes=passed)
+    elif test.op == "eq":
+        upper += _jump(_JEQ, high, no=fail)
+    elif test.op == "ne":
+        upper += _jump(_JEQ, high, no=passed)
     else:
-        kind, holds = _LOW[test.op]
-        if holds:
-            code.jump(kind, low, no=fail)
-        else:
-            code.jump(kind, low, yes=fail)
-    code.place(passed)
+        above, below = (passed, fail) if test.op in ("gt", "ge") else (fail, passed)
+        equal = _jump(_JEQ, high, no=below)
+        upper += _jump(_JGT, high, yes=_length(equal) + above) + equal
+    return upper + code
 
 
-@dataclass
-class _Jump:
-    kind: int
-    value: int
-    yes: int | None  # labels; None is the next instruction
-    no: int | None
+_pack = struct.Struct("=HBBI").pack  # struct sock_filter
+_SIZE = 8
 
 
-class _Code:
-    """Instructions and labels; every jump is forward, as the kernel demands."""
+def _length(code: bytes) -> int:
+    return len(code) // _SIZE
 
-    def __init__(self) -> None:
-        self._items: list[tuple[int, int] | _Jump] = []
-        self._labels: list[int] = []  # by label: the item before which it stands
 
-    def label(self) -> int:
-        self._labels.append(-1)
-        return len(self._labels) - 1
+def _instruction(code: int, value: int) -> bytes:
+    return _pack(code, 0, 0, value)
 
-    def place(self, label: int) -> None:
-        self._labels[label] = len(self._items)
 
-    def load(self, offset: int) -> None:
-        self._items.append((_LD, offset))
-
-    def mask(self, value: int) -> None:
-        self._items.append((_AND, value))
-
-    def ret(self, action: int) -> None:
-        self._items.append((_RET, action))
-
-    def jump(self, kind: int, value: int, *, yes: int | None = None, no: int | None = None) -> None:
-        self._items.append(_Jump(kind, value, yes, no))
-
-    def binary(self) -> bytes:
-        """Lay the items out: a conditional jump that does not reach goes by an unconditional one."""
-        far: set[tuple[int, bool]] = set()
-        while True:
-            starts = self._starts(far)
-            more = {
-                (index, side)
-                for index, item in enumerate(self._items)
-                if isinstance(item, _Jump)
-                for side, label in ((True, item.yes), (False, item.no))
-                if label is not None
-                and (index, side) not in far
-                # Measured from the instruction after it, before any detours of its own.
-                and starts[self._labels[label]] - starts[index] - 1 > _NEAR
-            }
-            if not more:
-                break
-            far |= more
-        if starts[-1] > _MOST:
-            raise ValueError(
-                f"the system-call filter has {starts[-1]} instructions, the kernel takes {_MOST}; "
-                "use fewer syscalls.rules"
-            )
-        out: list[bytes] = []
-        for index, item in enumerate(self._items):
-            if isinstance(item, _Jump):
-                out.append(self._jump(index, item, far, starts))
-            else:
-                out.append(struct.pack("=HBBI", item[0], 0, 0, item[1]))
-        return b"".join(out)
-
-    def _starts(self, far: set[tuple[int, bool]]) -> list[int]:
-        starts = [0]
-        for index in range(len(self._items)):
-            detours = ((index, True) in far) + ((index, False) in far)
-            starts.append(starts[-1] + 1 + detours)
-        return starts
-
-    def _jump(
-        self, index: int, item: _Jump, far: set[tuple[int, bool]], starts: list[int]
-    ) -> bytes:
-        here, end = starts[index] + 1, starts[index + 1]
-        offsets: list[int] = []
-        detours = b""
-        for side, label in ((True, item.yes), (False, item.no)):
-            target = end if label is None else starts[self._labels[label]]
-            if (index, side) in far:
-                at = here + len(detours) // 8
-                detours += struct.pack("=HBBI", _JA, 0, 0, target - at - 1)
-                target = at
-            offsets.append(target - here)
-        return struct.pack("=HBBI", item.kind, *offsets, item.value) + detours
+def _jump(kind: int, value: int, yes: int = 0, no: int = 0) -> bytes:
+    """A conditional jump that skips so many instructions behind it; by unconditional ones where it does
+    not reach."""
+    if yes <= _NEAR and no <= _NEAR:
+        return _pack(kind, yes, no, value)
+    return _pack(kind, 0, 1, value) + _instruction(_JA, yes + 1) + _instruction(_JA, no)

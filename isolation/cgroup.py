@@ -1,26 +1,19 @@
-"""A cgroup: memory, processes, CPU and block I/O of a sandbox, held and measured by the kernel.
+"""A cgroup: memory, processes, CPU and block I/O of a sandbox, held by the kernel; meter.py reads it.
 
 Sources: kernel Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import os
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from .plan import Plan
 
-if TYPE_CHECKING:
-    from .usage import Counters
-
 _CPU_PERIOD_US = 100_000
 TRIES = 100  # two milliseconds apart, where the kernel is busy for a moment
-MAX_FILES = 8  # of one sandbox's cgroup: of `open_procs` and `open_oom`
-_RESIDUE_BYTES = 1 << 20
+MAX_FILES = 8  # of one sandbox's cgroup: of `open_procs`
 
 
 def read(path: str) -> str:
@@ -48,8 +41,6 @@ class Cgroup:
     def __init__(self, version: int, paths: dict[str, str]) -> None:
         self.version = version
         self.paths = paths
-        self._last: Counters | None = None
-        self._open: dict[str, int] = {}
 
     @staticmethod
     def of(version: int, bases: Mapping[str, str], number: int) -> Cgroup:
@@ -96,19 +87,25 @@ class Cgroup:
             for name in ("read_bps_device", "write_bps_device"):
                 write(f"{self._path('blkio')}/blkio.throttle.{name}", f"{device} {rate}")
 
-    def open_oom(self) -> list[int]:
-        """An eventfd that tells of a kill at the memory limit, and the file in which it is counted.
+    def open_oom(self) -> int:
+        """An eventfd that tells of a kill at the memory limit, for as long as it is open.
 
-        v1 kills one process, where v2 has memory.oom.group and this is empty. cgroup-v1/memory.rst,
+        v1 kills one process, where v2 has memory.oom.group and this is -1. cgroup-v1/memory.rst,
         "OOM Control".
         """
         if self.version == 2:
-            return []
+            return -1
         memory = self._path("memory")
-        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         control = os.open(f"{memory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
-        write(f"{memory}/cgroup.event_control", f"{event} {control}")
-        return [event, control]
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            write(f"{memory}/cgroup.event_control", f"{event} {control}")
+        except OSError:
+            os.close(event)
+            raise
+        finally:
+            os.close(control)
+        return event
 
     def open_procs(self) -> list[int]:
         """Descriptors to which a process writes "0" to move itself in; its children follow.
@@ -121,142 +118,10 @@ class Cgroup:
             os.open(f"{path}/{name}", os.O_WRONLY | os.O_CLOEXEC) for path in self.paths.values()
         ]
 
-    def reset(self) -> bool:
-        """Count from nothing again, for another sandbox. Its processes must have ended.
-
-        Returns:
-            Whether it does; else it is of no more use: when it has counted what the kernel lets
-            nobody reset, or is still charged for over a mebibyte of files that were read. In v2 the
-            peak of memory is of that kind before Linux 6.12, and one directory costs little.
-        """
-        if self.version == 2 or self._last is None or not self._last.resettable:
-            return False
-        memory, cpu = self.paths["memory"], self.paths["cpuacct"]
-        try:
-            if int(read(f"{memory}/memory.usage_in_bytes")) > _RESIDUE_BYTES:
-                return False
-            write(f"{memory}/memory.max_usage_in_bytes", "0")
-            write(f"{cpu}/cpuacct.usage", "0")
-        except (OSError, ValueError):
-            return False
-        return True
-
-    def oom_kills(self) -> int:
-        """How many processes the kernel has killed for the memory limit."""
-        name = "memory.events" if self.version == 2 else "memory.oom_control"
-        return _fields(f"{self._path('memory')}/{name}").get("oom_kill", 0)
-
-    def open_counters(self) -> None:
-        """Open what `count` will read, while there is nothing else to do; `close` closes it."""
-        names = (("memory", self._peak_name), ("pids", "pids.peak"), ("cpuacct", "cpuacct.usage"))
-        with contextlib.suppress(OSError):  # one that is not there: count will see
-            for controller, name in names[: 2 if self.version == 2 else 3]:
-                path = f"{self._path(controller)}/{name}"
-                self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def close(self) -> None:
-        """Close what is open. May be called again."""
-        for fd in self._open.values():
-            os.close(fd)
-        self._open = {}
-
-    @property
-    def _peak_name(self) -> str:
-        return "memory.peak" if self.version == 2 else "memory.max_usage_in_bytes"
-
-    def _counter(self, path: str) -> int | None:
-        fd = self._open.get(path)
-        if fd is None:
-            return _number(path)
-        try:
-            return _to_number(os.pread(fd, 64, 0))
-        except OSError:  # ENODEV: the keeper has ended, and its cgroups with it
-            return None
-
-    def count(self, plan: Plan) -> Counters:
-        """What has been counted so far.
-
-        Each file costs some microseconds of every call, so what says how often a limit was met is
-        read only where the peak has come near it.
-        """
-        from .usage import Counters  # the keeper, which never counts, need not import it
-
-        memory, pids = self._path("memory"), self._path("pids")
-        peak = self._counter(f"{memory}/{self._peak_name}")
-        oom_kills = 0
-        if plan.memory_bytes is not None and (peak is None or 2 * peak > plan.memory_bytes):
-            oom_kills = self.oom_kills()
-        processes = self._counter(f"{pids}/pids.peak")
-        refused = 0
-        if plan.processes is not None and (processes is None or processes > plan.processes):
-            refused = _fields(f"{pids}/pids.events").get("max", 0)
-        cpu_seconds, throttled = self._cpu(limited=plan.cpu_cores is not None)
-        read, written = self._io()
-        self._last = Counters(
-            cpu_seconds=cpu_seconds,
-            throttled_seconds=throttled,
-            memory_peak_bytes=peak,
-            oom_kills=oom_kills,
-            processes_peak=None if processes is None else max(processes - 1, 0),  # our pid 1
-            processes_refused=refused,
-            read_bytes=read,
-            written_bytes=written,
-        )
-        return self._last
-
-    def _cpu(self, *, limited: bool) -> tuple[float | None, float | None]:
-        cpu = self._path("cpu")
-        if self.version == 2:
-            stat = _fields(f"{cpu}/cpu.stat")
-            used, waited = stat.get("usage_usec"), stat.get("throttled_usec")
-            return used and used / 1e6, None if waited is None or not limited else waited / 1e6
-        used = self._counter(f"{self._path('cpuacct')}/cpuacct.usage")
-        waited = _fields(f"{cpu}/cpu.stat").get("throttled_time") if limited else None
-        return used and used / 1e9, None if waited is None else waited / 1e9
-
-    def _io(self) -> tuple[int | None, int | None]:
-        if self.version == 1 and "blkio" not in self.paths:
-            return None, None
-        name = "io.stat" if self.version == 2 else "blkio.throttle.io_service_bytes"
-        try:
-            text = read(f"{self._path('io' if self.version == 2 else 'blkio')}/{name}")
-        except OSError:
-            return None, None
-        words = text.replace("=", " ").lower().split()
-        sums = dict.fromkeys(("rbytes", "wbytes", "read", "write"), 0)
-        for name, value in itertools.pairwise(words):
-            if name in sums and value.isdigit():
-                sums[name] += int(value)
-        return sums["rbytes"] + sums["read"], sums["wbytes"] + sums["write"]
-
     def remove(self) -> None:
         """Delete the directories; the sandbox's processes must have ended."""
         for path in self.paths.values():
             remove(path)
-
-
-def _number(path: str) -> int | None:
-    try:
-        return _to_number(read(path))
-    except OSError:
-        return None
-
-
-def _to_number(text: str | bytes) -> int | None:
-    """None for "max"."""
-    try:
-        return int(text)
-    except ValueError:
-        return None
-
-
-def _fields(path: str) -> dict[str, int]:
-    """`name number` lines; {} where the file is missing."""
-    try:
-        lines = [line.split() for line in read(path).splitlines()]
-    except OSError:
-        return {}
-    return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
 
 
 def remove(path: str) -> None:

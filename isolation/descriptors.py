@@ -17,14 +17,18 @@ def receive(
     descriptor of the zygote's went on to every command. recv(2), MSG_CMSG_CLOEXEC.
 
     Returns:
-        The message, b"" at the end of the channel, and its descriptors, the caller's to close.
+        The message, b"" at the end of the channel, and its descriptors, the caller's to close: all, or none
+        where there was no room for some in this process (RLIMIT_NOFILE).
     """
     fds = array.array("i")
     room = socket.CMSG_LEN(max_fds * fds.itemsize)
-    message, ancillary, _, _ = channel.recvmsg(max_bytes, room, socket.MSG_CMSG_CLOEXEC | flags)
+    message, ancillary, said, _ = channel.recvmsg(max_bytes, room, socket.MSG_CMSG_CLOEXEC | flags)
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    if said & socket.MSG_CTRUNC:
+        while fds:
+            os.close(fds.pop())
     return message, list(fds)
 
 

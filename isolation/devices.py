@@ -130,7 +130,7 @@ def _check(index: int, gpu: Gpu, root: str) -> None:
 
 
 def _openable(node: str) -> bool:
-    """Whether a sandbox will be able to. Root's is nobody on the host but in their groups (zygote.py)."""
+    """Whether a sandbox will be able to. Root's is nobody on the host but in their groups (origin.py)."""
     if os.geteuid() != 0:
         return os.access(node, os.R_OK | os.W_OK)
     status = os.stat(node)

@@ -3,6 +3,7 @@
 IsolationError
 ├── SetupError           the sandbox could not be built
 │   └── EnforcementError the host enforces less than the policy's `require`
+├── ProtectionError      what a command made under a protected name could not be undone
 ├── CommandNotFound      the payload's executable is not in the sandbox's view
 └── OperationError       a file operation was refused by the kernel or by its own checks
 
@@ -22,6 +23,10 @@ class SetupError(IsolationError):
 
 class EnforcementError(SetupError):
     """The host cannot enforce a layer that the policy requires; nothing ran."""
+
+
+class ProtectionError(IsolationError):
+    """A command has run, and what it made under a protected name could not be moved aside."""
 
 
 class CommandNotFound(IsolationError):

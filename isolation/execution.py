@@ -7,22 +7,26 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .cancellation import uncancelled
-from .command import not_found
+from .command import Commands, not_found
+from .doubt import doubtful, known
 from .enforcement import Enforcement
 from .errors import SetupError
 from .guard import Guard
 from .limits import Ended, reached, tail
 from .link import Link
 from .marks import Marks
+from .meter import Meter
 from .plan import Plan
+from .pool import REFILL_SECONDS
 from .result import Reason, Result
+from .running import Running
 from .started import Started
 from .streams import Output
-from .usage import merge
+from .usage import Counters, merge
 from .ways import Membership, Ways
 
 if TYPE_CHECKING:
@@ -40,6 +44,8 @@ class Shared:
     guard: Guard
     link: Link
     ways: Ways
+    commands: Commands
+    running: Running = field(default_factory=Running)
 
     def look(self) -> Marks:
         """What of the workspace is to be covered now. Raises `SetupError`, when that is too much."""
@@ -61,6 +67,10 @@ class Execution:
         asked_seconds: The time limit that its caller asked for; None for none. The policy's bounds it.
         outputs: Its stdout and stderr where they are collected.
         membership: Its part in a session's loopback; None for none.
+
+    Attributes:
+        marks: As given.
+        connections: What it connected to, once it has ended; also where its caller was cancelled.
     """
 
     def __init__(
@@ -70,14 +80,31 @@ class Execution:
     ) -> None:  # fmt: skip
         self._shared = shared
         self._started = started
-        self._marks = marks
+        self.marks = marks
         self._name = name
-        self._asked_seconds = asked_seconds
         self._outputs = outputs
         self._membership = membership
+        self.connections: tuple[Connection, ...] = ()
+        limit = shared.policy.resources.wall_seconds
+        if asked_seconds is not None:
+            limit = asked_seconds if limit is None else min(limit, asked_seconds)
+        self._limit = limit
+        self._timer: asyncio.TimerHandle | None = None  # of the limit
+        self._over = self._timed_out = False
 
-    async def carry_out(self, launch: Callable[[], None]) -> Result:
-        """Call `launch`, which starts the command, and wait until nothing of the sandbox is left.
+    @property
+    def meter(self) -> Meter | None:
+        """Of its cgroup; None where it has none."""
+        return self._started.meter
+
+    async def carry_out(
+        self, order: bytes | None, late: Callable[[], None] | None = None
+    ) -> Result:
+        """Send `order`, and wait until nothing of the sandbox is left.
+
+        Args:
+            order: Of the command; None where it has been sent.
+            late: Called once if it still runs after `REFILL_SECONDS`.
 
         Raises:
             CommandNotFound: it could not be executed.
@@ -85,41 +112,45 @@ class Execution:
 
         A caller that is cancelled, however often, goes on when the sandbox is gone.
         """
-        shared, started = self._shared, self._started
-        limit = shared.policy.resources.wall_seconds
-        if self._asked_seconds is not None:
-            limit = self._asked_seconds if limit is None else min(limit, self._asked_seconds)
+        shared, started, ways = self._shared, self._started, self._shared.ways
+        counters: Counters | None = None
         began = time.monotonic()
-        connections: tuple[Connection, ...] = ()
+        doubted = doubtful(self.marks, (other.marks for other in shared.running.all))
+        shared.running.add(self)
         try:
-            shared.ways.publish(started)
+            if ways.exist:
+                ways.publish(started)
             if self._membership is not None:
-                await shared.ways.join(started, self._membership)
-            launch()
-            if started.cgroup is not None:
-                started.cgroup.open_counters()  # while the command starts
-            end, timed_out = await _end(started, limit)
+                await ways.join(started, self._membership)
+                began = time.monotonic()
+            # The kernel starts the command where the gateway runs, which has to sleep first: what is
+            # done from here to there, the command waits for.
+            if order is not None:
+                started.order(order)
+            self._watch_time(late)
+            end = await started.ended()
         finally:
-            shared.ways.withdraw(started)
-            if not started.end.done() or shared.ways.are_open(started):
-                connections = await uncancelled(self._empty())
-            counters = started.cgroup.count(shared.plan) if started.cgroup is not None else None
-            moved = shared.guard.move_aside(self._marks)
-            for output in self._outputs:
-                output.drain()
+            self._over = True
+            if self._timer is not None:
+                self._timer.cancel()
+            if ways.exist:
+                ways.withdraw(started)
+            try:
+                if not started.end.done() or (ways.exist and ways.are_open(started)):
+                    await uncancelled(self._empty())
+            finally:  # which a caller who is cancelled meanwhile leaves with that, once all is gone
+                if started.meter is not None:
+                    counters = started.meter.count(shared.plan)
+                for output in self._outputs:
+                    output.drain()
+                shared.running.discard(self)
+                moved = shared.guard.move_aside(known(self.marks, doubted))
+        wall_seconds = time.monotonic() - began
         if code := end.get("refused"):
             raise not_found(self._name, code)
         if error := end.get("error"):
             raise SetupError(f"the sandbox could not be closed: {error}")
-        last = self._outputs[-1].kept if self._outputs else b""
-        ended = Ended(
-            wall_seconds=time.monotonic() - began, asked_seconds=limit, timed_out=timed_out,
-            report=end, counters=counters, usage=merge(counters, end),
-            kept=sum(len(output.kept) for output in self._outputs),
-            written=sum(output.total_bytes for output in self._outputs),
-            tail=tail(last),
-        )  # fmt: skip
-        return self._result(ended, moved, connections)
+        return self._result(end, counters, wall_seconds, moved)
 
     def kill(self) -> None:
         """SIGKILL to all in the sandbox."""
@@ -129,18 +160,49 @@ class Execution:
         """Send a signal to the command's process group; nothing when it has ended."""
         self._shared.link.signal(self._started, number)
 
-    async def _empty(self) -> tuple[Connection, ...]:
+    def _watch_time(self, late: Callable[[], None] | None) -> None:
+        """End it at its limit, and call `late` before; by one timer, which most commands are faster than."""
+        loop, limit = self._started.loop, self._limit
+        if late is None or (limit is not None and limit <= REFILL_SECONDS):
+            self._timer = None if limit is None else loop.call_later(limit, self._expire)
+        else:
+            loop.call_later(REFILL_SECONDS, self._on_late, late)  # cancelling it would take longer
+
+    def _on_late(self, late: Callable[[], None]) -> None:
+        if not self._over:
+            late()
+            if self._limit is not None:
+                left = self._limit - REFILL_SECONDS
+                self._timer = self._started.loop.call_later(left, self._expire)
+
+    def _expire(self) -> None:
+        self._timed_out = True
+        self._started.kill()
+
+    async def _empty(self) -> None:
         await self._started.gone()
-        return await self._shared.ways.close(self._started)
+        self.connections = await self._shared.ways.close(self._started)
 
     def _result(
-        self, end: Ended, moved: tuple[str, ...], connections: tuple[Connection, ...]
-    ) -> Result:
-        status = end.report.get("status")
+        self, report: Mapping[str, Any], counters: Counters | None, wall_seconds: float,
+        moved: tuple[str, ...],
+    ) -> Result:  # fmt: skip
+        stdout, stderr = self._outputs or (None, None)
+        out = bytes(stdout.kept) if stdout else b""
+        err = bytes(stderr.kept) if stderr else b""
+        out_bytes = stdout.total_bytes if stdout else 0
+        err_bytes = stderr.total_bytes if stderr else 0
+        usage = merge(counters, report)
+        end = Ended(
+            wall_seconds=wall_seconds, asked_seconds=self._limit, timed_out=self._timed_out,
+            report=report, counters=counters, usage=usage, kept=len(out) + len(err),
+            written=out_bytes + err_bytes, tail=tail(err),
+        )  # fmt: skip
+        status = report.get("status")
         reason: Reason = "signaled"
         exit_code: int | None = None
         number: int | None = int(signal.SIGKILL)
-        if end.timed_out:
+        if self._timed_out:
             reason = "timed_out"
         elif end.out_of_memory:
             reason = "out_of_memory"
@@ -149,30 +211,9 @@ class Execution:
                 reason, exit_code, number = "exited", os.WEXITSTATUS(status), None
             else:
                 number = os.WTERMSIG(status)
-        stdout, stderr = self._outputs or (None, None)
         return Result(
-            exit_code=exit_code, signal=number, reason=reason, wall_seconds=end.wall_seconds,
-            stdout=bytes(stdout.kept) if stdout else b"",
-            stderr=bytes(stderr.kept) if stderr else b"",
-            stdout_bytes=stdout.total_bytes if stdout else 0,
-            stderr_bytes=stderr.total_bytes if stderr else 0,
-            enforcement=self._shared.enforcement, moved_aside=moved, connections=connections,
-            usage=end.usage, limits=reached(self._shared.policy, end),
+            exit_code=exit_code, signal=number, reason=reason, wall_seconds=wall_seconds,
+            stdout=out, stderr=err, stdout_bytes=out_bytes, stderr_bytes=err_bytes,
+            enforcement=self._shared.enforcement, moved_aside=moved, connections=self.connections,
+            usage=usage, limits=reached(self._shared.policy, end),
         )  # fmt: skip
-
-
-async def _end(started: Started, limit: float | None) -> tuple[Mapping[str, Any], bool]:
-    """The zygote's report, and whether the limit came first."""
-    late: list[bool] = []
-
-    def expire() -> None:
-        late.append(True)
-        started.kill()
-
-    timer = None if limit is None else asyncio.get_running_loop().call_later(limit, expire)
-    try:
-        end = await started.ended()
-    finally:
-        if timer is not None:
-            timer.cancel()
-    return end, bool(late)

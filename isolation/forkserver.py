@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .descriptors import receive
+from .plan import interpreters
 
 
 class Offer(NamedTuple):
@@ -155,7 +156,7 @@ def program(fd: int) -> str:
         package = package / "src" / "purplebox"
     return (
         f"import sys; sys.path.insert(0, {str(package.parent)!r}); "
-        f"from purplebox.isolation.keeper import main; main({fd})"
+        f"from purplebox.isolation.keeper import main; main({fd}, *{interpreters()!r})"
     )
 
 

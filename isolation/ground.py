@@ -23,12 +23,14 @@ import signal
 import socket
 
 from . import libc
+from .cgroup import Cgroup
 from .descriptors import close_but
 from .errors import SetupError
 from .mounts import Base, Owners
-from .plan import NETWORK_FILES, UNUSED_ID, Common, Plan, system_paths
+from .origin import become_zygote
+from .plan import FIRST, UNUSED_ID, Common, Plan
 from .stage import looked_at, small_files, states
-from .zygote import become_zygote
+from .system import NETWORK_FILES, system_paths
 
 DIED = '{"error": "the zygote died; see stderr"}'
 
@@ -41,6 +43,9 @@ class Ground:
         common: What plans it is for.
         rehearses: Whether there is time to do once, to no effect, what is to be done for a plan. A
             fork's memory is its own only when it has been written to, which takes as long as all else.
+            Then there is a first sandbox, too: first.py.
+        group: That one's cgroup; None for none.
+        text: The plan in JSON, where it is known already; else the gateway hands it to the zygote, too.
 
     Attributes:
         common: As given.
@@ -50,14 +55,23 @@ class Ground:
         SetupError: it cannot be had here; says why.
     """
 
-    def __init__(self, gateway: socket.socket, common: Common, *, rehearses: bool) -> None:
+    def __init__(
+        self,
+        gateway: socket.socket,
+        common: Common,
+        *,
+        rehearses: bool = False,
+        group: Cgroup | None = None,
+        text: bytes = b"",
+    ) -> None:
         self.common = common
         self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        self._looked_at = looked_at(common.system)
+        self._looked_at = [*looked_at(common.system), *common.runtime]
         self._states = states(self._looked_at)
         self._outside = self._inside = -1
         self._owners: Owners | None = None
         self._zygote = 0
+        first_in = (FIRST if group else 0) if rehearses and common.namespaces else None
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             try:
@@ -66,16 +80,25 @@ class Ground:
                 if self._zygote == 0:
                     try:
                         close_but(0, 1, 2, theirs.fileno(), gateway.fileno())
-                        become_zygote(theirs, gateway, common, rehearses=rehearses)
+                        become_zygote(theirs, gateway, common, first_in, text)
                     finally:
                         os._exit(1)
             finally:
                 theirs.close()
                 self._come_back()
+            if group:
+                hand_in(self.channel, FIRST, group)
         except OSError as error:
             self.end()
             raise SetupError(f"no zygote can be had: {error}") from error
-        said = json.loads(self.channel.recv(1 << 16) or DIED)
+        except SetupError:
+            self.end()
+            raise
+        try:
+            message = self.channel.recv(1 << 16)
+        except ConnectionResetError:  # it has not read all; what it has said is still there
+            message = self.channel.recv(1 << 16)
+        said = json.loads(message or DIED)
         if "error" in said:
             self.end()
             raise SetupError(said["error"])
@@ -88,7 +111,7 @@ class Ground:
         libc.unshare(libc.CLONE_NEWNS)
         self._outside = outside
         self._inside = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        base = Base(self.common)
+        base = Base(self.common, self._owners)
         libc.mount(None, "/", None, libc.MS_REC | libc.MS_SHARED)
         return base
 
@@ -110,21 +133,27 @@ class Ground:
             return not poll.poll(0) and self._states == states(self._looked_at)
         return False
 
-    def give(self, plan: Plan, text: bytes) -> None:
-        """Have the zygote begin to serve a plan, which is `text` in JSON.
+    def give(self, plan: Plan) -> None:
+        """Complete the view for a plan, unless the zygote does it itself, and say so.
 
         Raises:
             OSError, SetupError: see `Base.add`.
         """
+        if self._base and self._owners:
+            try:
+                self._base.add(plan, self._owners, self._outside, self._inside)
+            finally:
+                self._come_back()
+                self._owners.close()
+        self._say("whole")
+
+    def open(self) -> None:
+        """Say that the first sandbox's cgroup has the plan's limits."""
+        self._say("limited")
+
+    def _say(self, what: str) -> None:
         with contextlib.suppress(ConnectionError):  # should it have died: that is heard later
-            self.channel.send(text)
-            if self._base and self._owners:
-                try:
-                    self._base.add(plan, self._owners, self._outside, self._inside)
-                finally:
-                    self._come_back()
-                    self._owners.close()
-            self.channel.send(b"go")
+            self.channel.send(json.dumps({what: True}).encode())
 
     def end(self) -> None:
         """End the zygote, and all its sandboxes; returns when they are gone."""
@@ -140,8 +169,24 @@ class Ground:
                 os.close(fd)
 
 
-def likely() -> Common:
-    """What most plans have in common."""
+def hand_in(zygote: socket.socket, number: int, group: Cgroup | None) -> None:
+    """Give the zygote the files of cgroup `number`; none says that it cannot be had.
+
+    Raises:
+        ConnectionError: the zygote has died, and may have said why.
+        OSError: they cannot be opened.
+    """
+    files = group.open_procs() if group is not None else []
+    try:
+        socket.send_fds(zygote, [json.dumps({"group": number}).encode()], files)
+    finally:
+        for fd in files:
+            os.close(fd)
+
+
+def likely(runtime: tuple[str, ...]) -> Common:
+    """What most plans have in common; `runtime` as of `Plan`, when the gateway began."""
     # What is too large to be copied is mounted, and so cannot be written over for a plan.
     own = [path for path in NETWORK_FILES if not small_files(path)]
-    return Common(tuple(path for path in system_paths() if path not in own))
+    system = tuple(path for path in system_paths() if path not in own)
+    return Common(system, tuple(filter(os.path.isdir, runtime)))

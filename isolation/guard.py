@@ -8,30 +8,37 @@ by its name (`.git/hooks`, `.vscode`, …) is left. Names in patterns are relati
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-import re
-import stat
+import sys
 import time
 from collections.abc import Iterable
-from fnmatch import translate
 from typing import NamedTuple
 
+from .errors import ProtectionError
 from .marks import Marks
+from .patterns import Found, Patterns, is_known, made_at, still_known
+from .quarantine import identity, move_aside, open_root, opened
 from .repositories import Repositories, TooMany
 from .unchanged import Stamp, is_unchanged, stamp
 
 _RESCAN_SECONDS = 1.0
 _RESCAN_RATIO = 20.0  # a walk may take a twentieth of the time
 _MAX_MATCHES = 1000
+_MOST_SAID = 20
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # os.fsencode
+_FOR_WANT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # it says nothing of the directory
 
 
 class _Look(NamedTuple):
     """What was found, and of which directories it is true as long as they have this stamp."""
 
     marks: Marks
-    nested: _Patterns
+    nested: Patterns
     places: tuple[str, ...]
     stamp: Stamp
+    is_repository: bool
 
 
 class Guard:
@@ -50,11 +57,21 @@ class Guard:
 
     def __init__(self, workspace: str | None, hide: Iterable[str], protect: Iterable[str]) -> None:
         self._workspace = workspace
-        self._hide = _Patterns(hide)
-        self._protect = _Patterns(protect)
+        hide, protect = tuple(hide), tuple(protect)
+        self._names = (*hide, *protect)
+        self._hide = Patterns(hide)
+        self._protect = Patterns(protect)
         nested = workspace is not None and ".git/config" in self._protect.literals
         self._repositories = Repositories(workspace or "") if nested else None
-        self._nested = _Patterns(())
+        self._identity = None if workspace is None else identity(workspace)
+        self._left: dict[str, str] = {}  # what could not be moved aside, and why
+        self._unlooked: list[Marks] = []  # of commands after which nobody could look
+        self._why = ""
+        # Where links of the person's have led to: it stays what it is when a command removes the link.
+        self._led_hide: dict[str, None] = {}
+        self._led_protect: dict[str, None] = {}
+        self._late: list[str] = []  # what was moved aside, but not when its command ended
+        self._nested = Patterns(())
         self._walked: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
         self._next_walk = 0.0
         self._last: _Look | None = None
@@ -63,40 +80,67 @@ class Guard:
         """What matches now.
 
         Raises:
-            ValueError: more than a thousand paths match, or a git index is too large; says what to do.
+            ValueError: more than a thousand paths match, a git index is too large, what a command has
+                made cannot be moved aside, the workspace is another directory, or a name is not spelled
+                in UTF-8; says what to do.
         """
         root = self._workspace
         if root is None:
             return Marks()
+        if self._left or self._unlooked:
+            self._move_again(root)
         if (self._hide.globs or self._protect.globs) and time.monotonic() >= self._next_walk:
             began = time.monotonic()
-            self._walked = self._walk(root)
+            try:
+                self._walked = self._walk(root)
+            except OSError as error:
+                raise ValueError(f"{root} cannot be looked through: {error.strerror}") from error
             ended = time.monotonic()
             self._next_walk = ended + max(_RESCAN_SECONDS, _RESCAN_RATIO * (ended - began))
+        last = self._last
+        if last is not None and not last.is_repository and is_unchanged(last.places, last.stamp):
+            return last.marks
         protecting = self._protecting()
-        if self._last is not None and self._is_as_it_was(self._last):
-            return self._last.marks
+        if last is not None and self._is_as_it_was(last):
+            return last.marks
+        self._check_identity(root)
+        _check_spelling(self._names)
         places = tuple(self._places(root))
         state = None if self._hide.globs or self._protect.globs else stamp(places)
-        hidden, _ = self._hide.present(root)
-        protected: list[str] = []
-        links: list[tuple[str, str]] = []
+        hidden = self._hide.present(root)
+        protected = Found()
         for patterns in protecting:
-            paths, more = patterns.present(root)
-            protected += paths
-            links += more
-        hide, protect = (
-            tuple(dict.fromkeys((*found, *walked)))
-            for found, walked in zip((hidden, protected), self._walked, strict=True)
-        )
+            protected.add(patterns.present(root))
+        self._led_hide.update(dict.fromkeys(hidden.led))
+        self._led_protect.update(dict.fromkeys(protected.led))
+        led = filter(os.path.lexists, self._led_protect)
+        hide = tuple(dict.fromkeys((*hidden.paths, *self._led_hide, *self._walked[0])))
+        protect = tuple(dict.fromkeys((*protected.paths, *led, *self._walked[1])))
         if len(hide) + len(protect) > _MAX_MATCHES:
             raise ValueError(
                 f"filesystem.hide and .protect match over {_MAX_MATCHES} paths in {root}; "
                 "name their directory instead"
             )
-        marks = Marks(hide=hide, protect=protect, links=tuple(links))
-        self._last = None if state is None else _Look(marks, self._nested, places, state)
+        _check_spelling((*hide, *protect))
+        links, ways = tuple(protected.links), tuple(dict.fromkeys(protected.ways))
+        marks = Marks(hide=hide, protect=protect, links=links, ways=ways)
+        self._last = None
+        if state is not None:
+            # Without a `.git` in it, it says itself whether it becomes one.
+            is_repository = self._repositories is not None and os.path.lexists(f"{root}/.git")
+            self._last = _Look(marks, self._nested, places, state, is_repository)
         return marks
+
+    def _check_identity(self, root: str) -> None:
+        try:
+            found = identity(root)
+        except OSError as error:
+            raise ValueError(f"the workspace {root} cannot be found: {error.strerror}") from error
+        if found not in (self._identity, None):
+            raise ValueError(
+                f"the workspace {root} was made anew, and sandboxes see the one that was there before: "
+                "restart purple"
+            )
 
     def _is_as_it_was(self, last: _Look) -> bool:
         return last.nested is self._nested and is_unchanged(last.places, last.stamp)
@@ -116,41 +160,117 @@ class Guard:
 
         Returns:
             For each, `NAME was moved to NAME.purple-quarantine-N`, relative to the workspace.
+
+        Raises:
+            ProtectionError: not all could be; names those. `look` tries them again.
         """
         root = self._workspace
         if root is None:
             return ()
-        said: list[str] = []
+        last = self._last
+        if (
+            not self._late
+            and last is not None and not last.is_repository and last.marks is before
+            and is_unchanged(last.places, last.stamp)
+        ):  # fmt: skip
+            return ()
+        is_settled = not (self._late or self._left or self._unlooked)
+        if is_settled and self._nothing_new(before):
+            return ()
+        self._late += self._move(root, before)
+        if self._left or self._unlooked:
+            raise ProtectionError(self._say_left(root))
+        said, self._late = self._late, []
+        return tuple(said)
+
+    def _nothing_new(self, before: Marks) -> bool:
+        """Whether that can be told without a look."""
+        last = self._last
+        if last is None or last.marks != before:
+            return False
+        with contextlib.suppress(TooMany):
+            self._protecting()
+            return self._is_as_it_was(last)
+        return False
+
+    def _move_again(self, root: str) -> None:
+        """Try what could not be moved aside. Raises `ValueError` as long as it is there."""
+        unlooked: list[Marks | None] = [*self._unlooked]
+        self._unlooked = []
+        for before in unlooked or [None]:
+            self._late += self._move(root, before)
+        if self._left or self._unlooked:
+            raise ValueError(self._say_left(root))
+
+    def _move(self, root: str, before: Marks | None) -> list[str]:
+        """Move aside what was left, and what was made since `before`.
+
+        Returns:
+            A sentence for each; what could not be is in `_left` and `_unlooked`.
+        """
+        try:
+            directory = open_root(root)
+            if directory is None:
+                self._left = {}
+                return []
+            try:
+                # Nobody is to lose what stands in another workspace: the command was not in it.
+                names = list(self._left) if identity(directory) == self._identity else []
+                if before is not None and identity(directory) == self._identity:
+                    names += self._made(root, directory, before)
+                moved, self._left = move_aside(directory, names)
+                return moved
+            finally:
+                os.close(directory)
+        except OSError as error:
+            self._unlooked += [before] if before is not None else []
+            self._why = error.strerror or str(error)
+            return []
+
+    def _made(self, root: str, directory: int, before: Marks) -> list[str]:
+        """Names that are protected, there may be, and were not in `before`. Raises `OSError`."""
+        names: list[str] = []
         protecting = self._protect, self._nested
         try:
             protecting = self._protecting()
         except TooMany:  # git reads no index that is not there, and enters nothing
-            said += filter(None, [_quarantine(root, ".git/index")])
-        if (last := self._last) and last.marks == before and self._is_as_it_was(last):
-            return tuple(said)
-        known = set(before.protect)
-        if before.links:
-            links = {link for patterns in protecting for link in patterns.present(root)[1]}
-            known |= {path for path, _ in set(before.links) & links}
+            names.append(".git/index")
+        known = still_known(before)
+        ways = set(before.ways)
         for patterns in protecting:
             for name in patterns.likely(root):
-                if not _known(root, name, known) and (moved := _quarantine(root, name)):
-                    said.append(moved)
+                if is_known(root, name, known):
+                    continue
+                at = made_at(root, name, ways)
+                if at is not None and not is_known(root, at, known):
+                    names.append(at)
         if self._protect.globs:
-            for path in self._walk(root)[1]:
-                if path not in known and (moved := _quarantine(root, os.path.relpath(path, root))):
-                    said.append(moved)
-        return tuple(said)
+            is_open = os.access(root, os.R_OK | os.X_OK)
+            with contextlib.nullcontext() if is_open else opened(directory):
+                walked = self._walk(root)[1]
+            names += [os.path.relpath(path, root) for path in walked if path not in known]
+        return names
 
-    def _protecting(self) -> tuple[_Patterns, _Patterns]:
+    def _say_left(self, root: str) -> str:
+        left = [f"{name} ({why})" for name, why in self._left.items()]
+        more = f" and {len(left) - _MOST_SAID} more" if len(left) > _MOST_SAID else ""
+        what = ", ".join(left[:_MOST_SAID]) + more or f"nobody can look for it ({self._why})"
+        moved = "; ".join(["", *self._late])
+        return (
+            f"what a command has made under protected names in {root} could not be moved aside: {what}; "
+            f"it may run outside the sandbox: remove it, or move it away{moved}"
+        )
+
+    def _protecting(self) -> tuple[Patterns, Patterns]:
         """What needs no walk: of the policy, and of what git enters by itself. Raises `TooMany`."""
         if self._repositories is not None:
             names = self._repositories.names()
             if names != tuple(self._nested.literals):
-                self._nested = _Patterns(names, are_paths=True)
+                self._nested = Patterns(names, are_paths=True)
         return self._protect, self._nested
 
     def _walk(self, root: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Paths that match `hide` and `protect`. Raises `OSError` for want of descriptors or memory."""
         hide: list[str] = []
         protect: list[str] = []
         waiting = [root]
@@ -158,12 +278,14 @@ class Guard:
             directory = waiting.pop()
             try:
                 entries = list(os.scandir(directory))
-            except PermissionError:
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                if error.errno in _FOR_WANT:
+                    raise
                 # A command may close what it may open again: what is in it is not known, so all is.
                 hide += [directory] if self._hide.globs else []
                 protect += [directory] if self._protect.globs else []
-                continue
-            except OSError:
                 continue
             for entry in entries:
                 if entry.is_symlink():  # its target decides
@@ -179,137 +301,19 @@ class Guard:
         return tuple(hide), tuple(protect)
 
 
-class _Patterns:
-    def __init__(self, patterns: Iterable[str], *, are_paths: bool = False) -> None:
-        paths = list(patterns) if are_paths else []
-        patterns = () if are_paths else patterns
-        cleaned = [p.rstrip("/").removesuffix("/**").removeprefix("./") for p in patterns]
-        self.literals = [
-            name
-            for name in map(os.path.normpath, (p for p in cleaned if not _is_glob(p)))
-            if not name.startswith(("../", "/")) and name not in (".", "..")
-        ] + paths
-        self.globs = [p.removeprefix("**/") for p in cleaned if _is_glob(p)]
-        # A name alone is matched at any depth as it is; of a path that takes one more.
-        self.globs += [f"*{p[2:]}" for p in cleaned if p.startswith("**/") and "/" in p[3:]]
-        self.by_first: dict[str, list[str]] = {}  # literals by their first component
-        for name in self.literals:
-            self.by_first.setdefault(name.split("/", 1)[0], []).append(name)
-        self._pattern = re.compile("|".join(map(translate, self.globs)) or r"(?!)")
+def _check_spelling(names: Iterable[str]) -> None:
+    """Raise `ValueError` for a name that is another one where sandboxes are made.
 
-    def match(self, name: str, inside: str) -> bool:
-        return bool(self._pattern.match(name) or self._pattern.match(inside))
-
-    def present(self, root: str) -> tuple[list[str], list[tuple[str, str]]]:
-        """Paths of the literals that exist, and those that are links with their targets."""
-        found: list[str] = []
-        links: list[tuple[str, str]] = []
-        for name in self.likely(root):
-            path = f"{root}/{name}"
-            try:
-                if stat.S_ISLNK(os.lstat(path).st_mode):
-                    links.append((path, os.readlink(path)))
-                else:
-                    found.append(path)
-            except (PermissionError, NotADirectoryError):
-                # As in `_walk`; or a file that stands for a directory, as `.git` of a worktree.
-                found.append(_end_of_way(root, name))
-            except OSError:
+    The zygote has an empty environment, and so UTF-8, whatever the gateway's locale. A name that it does not
+    find it would not cover.
+    """
+    for name in names:
+        if name.isascii():
+            continue
+        with contextlib.suppress(UnicodeEncodeError):
+            if name.encode(_ENCODING, _ERRORS) == name.encode("utf-8", _ERRORS):
                 continue
-        return found, links
-
-    def likely(self, root: str) -> list[str]:
-        """Literals whose first component is there, or may be.
-
-        Every call looks three times, so what lies below a name that is missing is not asked for, and that by
-        faccessat(2), which costs no exception. It does not tell a name that is missing from one that we
-        may not look for, nor from a kernel (before 5.8) or a filter of system calls that refuses it.
-        """
-        if not self.by_first:
-            return []
-        if not os.access(root, os.X_OK) or not os.access("/", os.F_OK, follow_symlinks=False):
-            return self.literals
-        return [
-            name
-            for first, names in self.by_first.items()
-            if os.access(f"{root}/{first}", os.F_OK, follow_symlinks=False)
-            for name in names
-        ]
-
-
-def _known(root: str, name: str, known: set[str]) -> bool:
-    """Whether `name`, or what stood in the way to it, was there and protected."""
-    parts = name.split("/")
-    return any(f"{root}/{'/'.join(parts[:n])}" in known for n in range(1, len(parts) + 1))
-
-
-def _end_of_way(root: str, name: str) -> str:
-    """How far below `root` the way to `name` leads: to a directory that does not let its contents be
-    looked at, or to what is none."""
-    path = root
-    for part in name.split("/"):
-        try:
-            os.lstat(f"{path}/{part}")
-        except OSError:
-            break
-        path = f"{path}/{part}"
-    return path
-
-
-def _is_glob(pattern: str) -> bool:
-    return any(mark in pattern for mark in "*?[")
-
-
-def _quarantine(root: str, name: str) -> str | None:
-    """Rename `name` below `root` if it is there; no link of the sandbox's making is followed."""
-    parent = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    done: list[str] = []
-    try:
-        *parts, last = name.split("/")
-        for part in parts:
-            try:
-                mode = _look(part, parent).st_mode
-            except OSError:
-                return None
-            if not stat.S_ISDIR(mode):
-                # A link could lead to the protected name elsewhere, and so could a file: gitfile,
-                # gitrepository-layout(5).
-                last = part
-                break
-            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            try:
-                below = os.open(part, flags, dir_fd=parent)
-            except OSError:
-                return None
-            os.close(parent)
-            parent = below
-            done.append(part)
-        try:
-            _look(last, parent)
-        except OSError:
-            return None
-        number = 1
-        while _exists(f"{last}.purple-quarantine-{number}", parent):
-            number += 1
-        aside = f"{last}.purple-quarantine-{number}"
-        os.rename(last, aside, src_dir_fd=parent, dst_dir_fd=parent)
-        return f"{'/'.join([*done, last])} was moved to {'/'.join([*done, aside])}"
-    finally:
-        os.close(parent)
-
-
-def _look(name: str, directory: int) -> os.stat_result:
-    """lstat(2) of what is in a directory of ours, which a command may have closed."""
-    try:
-        return os.lstat(name, dir_fd=directory)
-    except PermissionError:
-        os.chmod(f"/proc/self/fd/{directory}", 0o700)  # fchmod(2) refuses O_PATH
-        return os.lstat(name, dir_fd=directory)
-
-
-def _exists(name: str, directory: int) -> bool:
-    try:
-        os.lstat(name, dir_fd=directory)
-    except OSError:
-        return False
-    return True
+        raise ValueError(
+            f"{name!a} is hidden or protected, and its name is not read as UTF-8 but as {_ENCODING}; run "
+            "purple with LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+        )

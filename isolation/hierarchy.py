@@ -25,41 +25,47 @@ _BASE = re.compile(r"purple-\d+")
 class Hierarchy:
     """Where this process may make cgroups. One per keeper; `close` leaves nothing behind.
 
-    Args:
-        plan: What is to be held; None to look only at what could be.
-
     Attributes:
         version: 2, 1, or 0 where no cgroup can be made.
         reason: Why not more than that; a sentence with the command that mends it.
         bases: Controller ("" for all of v2) → directory in which sandboxes have theirs.
     """
 
-    def __init__(self, plan: Plan | None = None) -> None:
+    def __init__(self) -> None:
         self.version = 0
         self.reason = ""
         self.bases: dict[str, str] = {}
         self._devices: set[str] = set()
         self._held: list[int] = []  # the bases, so that no other keeper takes them for a dead one's
-        self._io_wanted = plan is not None and plan.io_bytes_per_second is not None
-        name = f"purple-{os.getpid()}"
+        self._name = f"purple-{os.getpid()}"
         try:
-            if not self._open_v2(name):
-                self._open_v1(name)
+            if not self._open_v2():
+                self._open_v1()
         except OSError as error:
             self.version = 0
             self.reason = f"no cgroup can be made here ({error.strerror}: {error.filename})"
-        if plan is not None and self._io_wanted and self.version:
-            self._find_devices(plan)
 
-    def _find_devices(self, plan: Plan) -> None:
-        places = [*plan.write, *plan.read, *([plan.workspace] if plan.workspace else [])]
-        self._devices, unknown = devices_under(places)
+    def hold_io(self, plan: Plan) -> None:
+        """Hold block I/O, too, in all that is created from now on; `reason` says what cannot be."""
+        if self.version == 0:
+            return
+        if self.version == 2:
+            self._look_for("memory", "pids", "cpu", "io")
+        # In v1 a hierarchy of its own, so a directory and two moves more for every sandbox.
+        elif not self._open_controller("blkio"):
+            return
+        self._devices, unknown = devices_under(plan.granted)
         if unknown:
             self.reason = self.reason or (
                 f"resources.io cannot be held on {', '.join(unknown)}: no block device of its own"
             )
 
-    def _open_v2(self, name: str) -> bool:
+    def _look_for(self, *needed: str) -> None:
+        have = read(f"{self.bases['']}/cgroup.controllers").split()
+        if missing := [name for name in needed if name not in have]:
+            self.reason = f"controllers not delegated: {', '.join(missing)}"
+
+    def _open_v2(self) -> bool:
         own = _own_paths().get("")
         if own is None or not os.path.exists(f"{_ROOT}/cgroup.controllers"):
             return False
@@ -86,14 +92,12 @@ class Hierarchy:
                 and not self._enable(here, wanted)
             ):
                 continue
-            path = f"{base}/{name}"
+            path = f"{base}/{self._name}"
             self._held.append(leftovers.make(path))
             have = read(f"{path}/cgroup.controllers").split()
             write(f"{path}/cgroup.subtree_control", " ".join(f"+{c}" for c in wanted if c in have))
             self.version, self.bases = 2, {"": path}
-            needed = wanted if self._io_wanted else wanted[:3]
-            if missing := [c for c in needed if c not in have]:
-                self.reason = f"controllers not delegated: {', '.join(missing)}"
+            self._look_for(*wanted[:3])
             return True
         self.reason = (
             "no cgroup is delegated to this user; start through "
@@ -124,30 +128,37 @@ class Hierarchy:
                 time.sleep(0.002)
         return True
 
-    def _open_v1(self, name: str) -> None:
-        own = _own_paths()
-        # Each is a hierarchy of its own, so a directory and two moves more for every sandbox.
-        blkio = ("blkio",) if self._io_wanted else ()
-        for controller in ("memory", "pids", "cpu", "cpuacct", *blkio):
-            base = f"{_ROOT}/{controller}{own.get(controller, '/')}".rstrip("/")
-            if controller not in own or not os.access(base, os.W_OK):
-                self.reason = f"cgroup v1: {controller} is not writable for this user"
-                for made in self.bases.values():
-                    os.rmdir(made)
-                self.bases = {}
-                return
-            path = f"{base}/{name}"
-            self._held.append(leftovers.make(path))
-            self.bases[controller] = path
+    def _open_v1(self) -> None:
+        if not all(map(self._open_controller, ("memory", "pids", "cpu", "cpuacct"))):
+            for made in self.bases.values():
+                os.rmdir(made)
+            self.bases = {}
+            return
         self.version = 1
 
-    def create(self, number: int, plan: Plan) -> Cgroup:
-        """Make cgroup `number` with the plan's limits. Not at version 0."""
+    def _open_controller(self, name: str) -> bool:
+        """Whether one of v1 is ours to use."""
+        own = _own_paths()
+        base = f"{_ROOT}/{name}{own.get(name, '/')}".rstrip("/")
+        if name not in own or not os.access(base, os.W_OK):
+            self.reason = f"cgroup v1: {name} is not writable for this user"
+            return False
+        path = f"{base}/{self._name}"
+        self._held.append(leftovers.make(path))
+        self.bases[name] = path
+        return True
+
+    def create(self, number: int) -> Cgroup:
+        """Make cgroup `number`, or what of it is not there yet, without limits. Not at version 0."""
         group = Cgroup.of(self.version, self.bases, number)
         for path in group.paths.values():
-            os.mkdir(path)
-        group.limit(plan, self._devices)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path)
         return group
+
+    def limit(self, group: Cgroup, plan: Plan) -> None:
+        """Set a plan's limits on a cgroup."""
+        group.limit(plan, self._devices)
 
     def sweep(self) -> None:
         """Remove what keepers that were killed have left beside ours."""

@@ -7,15 +7,16 @@ Theory of operation
        └──────────────socket───────────────────────────────────────────────────────┘
 
     The gateway never forks itself. It starts one fork server (forkserver.py) for all its engines,
-    which has one keeper forked ahead. That has a zygote with namespaces and a view (ground.py),
-    offers the gateway a channel to itself and one to the zygote through the door, closes the door,
-    and waits, having seen no policy yet: what is one engine's, its channels, plan and descriptors,
-    no other's processes have ever had. Told to begin, it looks whether what is there is still of
-    use; handed a plan, it has the view completed by what that grants. The zygote from then on serves
-    the gateway directly. The keeper's part is what the zygote cannot see any more: it makes a cgroup
-    when the gateway says so, hands the zygote the
-    files by which processes move in, and removes it again. When the gateway closes its end or dies,
-    the keeper's socket reads end-of-file: it kills the zygote, whose pid namespace takes every
+    which has one keeper forked ahead. That has a zygote with namespaces, a view (ground.py) and a
+    first sandbox in it (first.py), offers the gateway a channel to itself and one to the zygote
+    through the door, closes the door, and waits, having seen no policy yet: what is one engine's, its
+    channels, plan and descriptors, no other's processes have ever had. Told to begin, it looks whether
+    what is there is still of use. The plan goes to both. The keeper has the view completed by what
+    that grants and sets limits on the first sandbox's cgroup, and then lets the zygote serve the
+    gateway, which has asked for that sandbox meanwhile. The keeper's part is what the zygote
+    cannot see any more: it makes a cgroup when the gateway says so, hands the zygote the files by which
+    processes move in, hears of kills in it, and removes it again; and it holds what would make the
+    zygote large (shelf.py). When the gateway closes its end or dies, the keeper's socket reads end-of-file: it kills the zygote, whose pid namespace takes every
     sandbox along, removes the cgroups, and closes its own end, which is how the gateway knows. That
     is why it is a process of its own: a gateway killed by SIGKILL could clean nothing up.
 """
@@ -23,29 +24,34 @@ Theory of operation
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import os
+import resource
 import select
 import signal
 import socket
 import sys
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import NoReturn
 
 from . import leftovers, libc, scope
-from .cgroup import Cgroup
 from .descriptors import receive
 from .errors import SetupError
-from .ground import DIED, Ground, likely
-from .hierarchy import Hierarchy
-from .plan import Plan
+from .ground import DIED, Ground, hand_in, likely
+from .groups import Groups
+from .plan import FIRST, Plan
+from .shelf import MOST, Shelf
 from .warden import PLACES, remove_places
 
+_QUIET_SECONDS = 0.1  # after a first call, for what is not needed for it
 _PAUSE_SECONDS = 0.02  # a first call on a busy machine, which the next forks must not slow down
 
 
-def main(fd: int) -> None:
-    """Be the fork server for the gateway at `fd`, SOCK_SEQPACKET, until that is closed."""
+def main(fd: int, *runtime: str) -> None:
+    """Be the fork server for the gateway at `fd`, SOCK_SEQPACKET, until that is closed; `runtime` as of
+    `likely`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the payload
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are not waited for
     door = socket.socket(fileno=fd)
@@ -55,7 +61,7 @@ def main(fd: int) -> None:
         taken, taker = os.pipe2(os.O_CLOEXEC)
         if os.fork() == 0:
             os.close(taken)
-            _become_keeper(door, taker, hurried=hurried)
+            _become_keeper(door, taker, runtime, hurried=hurried)
         os.close(taker)
         was_taken = os.read(taken, 1)  # or it died
         os.close(taken)
@@ -84,77 +90,114 @@ def _is_closed(door: socket.socket) -> bool:
         return True
 
 
-def _become_keeper(door: socket.socket, taker: int, *, hurried: bool) -> NoReturn:
+def _become_keeper(
+    door: socket.socket, taker: int, runtime: tuple[str, ...], *, hurried: bool
+) -> NoReturn:
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.umask(0o022)
         if scope.can_ask():
             scope.ask()
-        hierarchy = Hierarchy()
+        processors = os.sched_getaffinity(0)
+        groups = Groups()
         gateway, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for_zygote, asks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ground: Ground | None = None
         with contextlib.suppress(SetupError):  # whoever comes with a plan will hear of it
-            ground = Ground(for_zygote, likely(), rehearses=not hurried)
-        facts = {"keeper": os.getpid(), "cgroup": _facts(hierarchy)}
+            first = None if hurried else groups.make_first()
+            ground = Ground(for_zygote, likely(runtime), rehearses=not hurried, group=first)
+        facts = {"keeper": os.getpid(), "cgroup": groups.facts()}
         ends = [theirs.fileno(), asks.fileno()]
-        with contextlib.suppress(ConnectionError):  # then so is our end of `gateway`
-            socket.send_fds(door, [json.dumps(facts).encode()], ends)
+        _offer(door, json.dumps(facts).encode(), ends)
         for channel in (door, theirs, asks):
             channel.close()
         begin, fds = receive(gateway, 16, 1)
         text = b""
         if begin:
-            os.dup2(fds[0], 2)
-            os.close(fds[0])
+            with contextlib.suppress(OSError):  # none of them is ours any more
+                os.sched_setaffinity(0, processors)  # see `Link.begin`
+            for fd in fds:  # none where there was no room for it
+                os.dup2(fd, 2)
+                os.close(fd)
             if ground is not None and not ground.is_fresh():  # while the gateway compiles the plan
-                ground.end()
+                _end(ground, groups)
                 ground = None
-            with contextlib.suppress(BrokenPipeError):  # the server was killed: we are the last
-                os.write(taker, b"t")
+            if not select.select([gateway], [], [], 0)[0]:  # it may take the gateway long
+                taker = _make_way(taker)
             text = gateway.recv(1 << 20)
-        os.close(taker)
-        _keep(gateway, for_zygote, text, ground, hierarchy)
+        _keep(gateway, for_zygote, text, ground, groups, taker)
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
         os._exit(0)
 
 
-def _facts(hierarchy: Hierarchy) -> dict[str, Any]:
-    return {"version": hierarchy.version, "reason": hierarchy.reason, "bases": hierarchy.bases}
+def _offer(door: socket.socket, facts: bytes, ends: Sequence[int]) -> None:
+    """Hand the gateway our ends, once there are no longer too many descriptors under way in whatever
+    processes of this user: unix(7), ETOOMANYREFS."""
+    said = False
+    gone = select.poll()
+    gone.register(door, 0)  # POLLHUP, whatever it has said that we have not read
+    with contextlib.suppress(ConnectionError):  # then so is our end of `gateway`
+        while True:
+            try:
+                socket.send_fds(door, [facts], ends)
+                return
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                if not said:
+                    print(f"purple: a keeper has to wait: {error}", file=sys.stderr)
+                said = True
+                if gone.poll(_PAUSE_SECONDS * 1000):  # nothing tells when there is room again
+                    return
+
+
+def _make_way(taker: int) -> int:
+    """Let the fork server make another keeper. Returns what takes the place of `taker`."""
+    if taker >= 0:
+        with contextlib.suppress(BrokenPipeError):  # the server was killed: we are the last
+            os.write(taker, b"t")
+        os.close(taker)
+    return -1
+
+
+def _end(ground: Ground, groups: Groups) -> None:
+    """End what has been made ahead."""
+    ground.end()
+    groups.remove(FIRST)
 
 
 def _keep(
     gateway: socket.socket, for_zygote: socket.socket, text: bytes, ground: Ground | None,
-    hierarchy: Hierarchy,
+    groups: Groups, taker: int,
 ) -> None:  # fmt: skip
     """Serve one engine, whose plan is `text`, until its gateway or its zygote has ended; without a
-    plan, until now."""
+    plan, until now. `taker` is as of `_make_way`, -1 where that has been done."""
     plan: Plan | None = None
     try:
         if not text:
             return
         plan = Plan.from_json(text)
-        if plan.io_bytes_per_second is not None:
-            hierarchy.close()
-            hierarchy = Hierarchy(plan)
         if not plan.namespaces:  # what outlives the zygote becomes a child of ours
             libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)
         try:
             if ground is not None and not ground.common.serves(plan):
-                ground.end()
+                _end(ground, groups)
                 ground = None
-            ground = ground or Ground(for_zygote, plan.common, rehearses=False)
-            ground.give(plan, text)
+            ground = ground or Ground(for_zygote, plan.common, text=text)
+            ground.give(plan)
+            groups.know(plan)
+            ground.open()
         except (OSError, SetupError) as error:
             said = str(error) if isinstance(error, SetupError) else f"OSError: {error}"
             with contextlib.suppress(ConnectionError):
                 gateway.send(json.dumps({"error": said}).encode())
             return
         for_zygote.close()
+        _make_way(taker)
         with contextlib.suppress(ConnectionError):  # either has gone
-            _Keeper(gateway, ground.channel, plan, hierarchy).serve()
+            _Keeper(gateway, ground.channel, plan, groups).serve()
     finally:
         if ground is not None:
             ground.end()
@@ -163,37 +206,44 @@ def _keep(
                 pass
         if plan is not None and not plan.namespaces:
             remove_places(os.getpid())
-        hierarchy.close()
-
-
-def _sweep(plan: Plan, hierarchy: Hierarchy) -> None:
-    """Remove what others have left that were killed."""
-    hierarchy.sweep()
-    if not plan.namespaces:
-        leftovers.sweep(*PLACES, leftovers.remove)
+        groups.close()
 
 
 class _Keeper:
     def __init__(
-        self, gateway: socket.socket, zygote: socket.socket, plan: Plan, hierarchy: Hierarchy
+        self, gateway: socket.socket, zygote: socket.socket, plan: Plan, groups: Groups
     ) -> None:
         self._gateway = gateway
         self._zygote = zygote
         self._plan = plan
-        self._hierarchy = hierarchy
-        self._groups: dict[int, Cgroup] = {}
+        self._groups = groups
+        self._shelf = Shelf()
         self._stands = False  # the zygote's view
 
     def serve(self) -> None:
         """Until the gateway or the zygote has gone."""
+        # The zygote's is what ours was.
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        if self._groups.can_be_made and not self._groups.get(FIRST):
+            self._make(FIRST)  # it will be asked for
         poll = select.poll()
-        for channel in (self._gateway, self._zygote):
+        on = {
+            self._gateway.fileno(): self._on_gateway,
+            self._zygote.fileno(): self._on_zygote,
+            self._groups.ooms.fileno(): self._on_out_of_memory,
+            self._shelf.fileno(): self._on_ends,
+        }
+        for channel in on:
             poll.register(channel, select.POLLIN)
+        swept = False
         while True:
-            for fd, _ in poll.poll():
-                ours = fd == self._gateway.fileno()
-                if not (self._on_gateway() if ours else self._on_zygote()):
-                    return
+            told = poll.poll(None if swept else _QUIET_SECONDS * 1000)
+            if not told:
+                self._sweep()
+                swept = True
+            if not all(on[fd]() for fd, _ in told):
+                return
 
     def _on_gateway(self) -> bool:
         message = self._gateway.recv(4096)
@@ -208,44 +258,67 @@ class _Keeper:
 
     def _on_zygote(self) -> bool:
         try:
-            message = self._zygote.recv(1 << 16)
+            message, fds = receive(self._zygote, 1 << 16, MOST)
         except ConnectionResetError:  # it has not read all; what it has said is still there
-            message = self._zygote.recv(1 << 16)
+            message, fds = receive(self._zygote, 1 << 16, MOST)
+        said = json.loads(message or DIED)
+        if "hold" in said:
+            self._shelf.put(said["hold"], fds)
+            return True
+        if "open" in said:
+            self._hand_in(said["open"])
+            return True
         if self._stands:
             if message:
-                print(f"purple: the zygote failed: {json.loads(message)['error']}", file=sys.stderr)
+                print(f"purple: the zygote failed: {said['error']}", file=sys.stderr)
             return False
         self._stands = True
-        hello = json.loads(message or DIED)
-        hello["cgroup"] = _facts(self._hierarchy)
+        said["cgroup"] = self._groups.facts()
         with contextlib.suppress(ConnectionError):  # heard when its channel is read
-            self._gateway.send(json.dumps(hello).encode())
-        if "error" in hello:
-            return False
-        _sweep(self._plan, self._hierarchy)
+            self._gateway.send(json.dumps(said).encode())
+        return "error" not in said
+
+    def _sweep(self) -> None:
+        """Remove what others have left that were killed."""
+        self._groups.sweep()
+        if not self._plan.namespaces:
+            leftovers.sweep(*PLACES, leftovers.remove)
+
+    def _on_out_of_memory(self) -> bool:
+        for number in self._groups.ooms.told():
+            self._tell_zygote({"killed_in": number})
+        return True
+
+    def _on_ends(self) -> bool:
+        for number, network in self._shelf.ended():
+            # It is no loss when the zygote is behind, or no descriptor can be sent, and it does not get it.
+            with contextlib.suppress(OSError):
+                if not self._plan.network:
+                    self._tell_zygote({"network": number}, [network], socket.MSG_DONTWAIT)
+            os.close(network)
         return True
 
     def _make(self, number: int) -> None:
-        files: list[int] = []
-        procs = 0
         try:
-            self._groups[number] = group = self._hierarchy.create(number, self._plan)
-            files += group.open_procs()
-            procs = len(files)
-            files += group.open_oom()
+            self._groups.make(number, self._plan)
         except OSError as error:
             print(f"purple: no cgroup could be made: {error}", file=sys.stderr)
+            self._tell_zygote({"group": number})
+        else:
+            self._hand_in(number)
+
+    def _hand_in(self, number: int) -> None:
         try:
-            # Without any it says that there is none: the zygote refuses the sandbox.
-            told = json.dumps({"group": number, "procs": procs})
             with contextlib.suppress(ConnectionError):  # it has died, and may have said why
-                socket.send_fds(self._zygote, [told.encode()], files)
-        finally:
-            for fd in files:
-                os.close(fd)
+                hand_in(self._zygote, number, self._groups.get(number))
+        except OSError as error:
+            print(f"purple: a cgroup cannot be entered: {error}", file=sys.stderr)
+            self._tell_zygote({"group": number})
 
     def _remove(self, number: int) -> None:
-        with contextlib.suppress(ConnectionError):
-            self._zygote.send(json.dumps({"removed": number}).encode())
-        if group := self._groups.pop(number, None):
-            group.remove()
+        self._tell_zygote({"removed": number})
+        self._groups.remove(number)
+
+    def _tell_zygote(self, told: dict[str, int], files: Sequence[int] = (), flags: int = 0) -> None:
+        with contextlib.suppress(ConnectionError):  # it has died, and may have said why
+            socket.send_fds(self._zygote, [json.dumps(told).encode()], files, flags)

@@ -5,11 +5,10 @@ Source: kernel Documentation/userspace-api/landlock.rst.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from . import libc
 
@@ -70,25 +69,34 @@ def create_ruleset(
     Returns:
         Its descriptor, for `restrict_self`; None where `abi` is 0.
     """
-    rules: list[tuple[int, int]] = []
-    try:
-        for paths, access in ((read, READ), (write, ALL)):
-            for path in paths:
-                with contextlib.suppress(OSError):
-                    rules.append((os.open(path, os.O_PATH | os.O_CLOEXEC), access))
-        return _create(abi, rules, 0 if connects else _ALL_TCP)
-    finally:
-        for fd, _ in rules:
+    ruleset = _create(abi, (), 0 if connects else _ALL_TCP)
+    if ruleset is not None:
+        try:
+            add(ruleset, read, READ, abi)
+            add(ruleset, write, ALL, abi)
+        except BaseException:
+            os.close(ruleset)
+            raise
+    return ruleset
+
+
+def add(ruleset: int, paths: Iterable[str], access: int, abi: int) -> None:
+    """Let whoever will be restricted to `ruleset` do more at `paths` and below.
+
+    Args:
+        ruleset: One of `abi`'s.
+        paths: Those that do not exist grant nothing.
+        access: Bits of ALL.
+    """
+    for path in paths:
+        try:
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            _add(ruleset, fd, access, abi)
+        finally:
             os.close(fd)
-
-
-def add_writing(ruleset: int, directory: str, abi: int) -> None:
-    """Let files below `directory` be written, too, by whoever will be restricted to `ruleset`."""
-    fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
-    try:
-        _add(ruleset, fd, (WRITE_FILE | TRUNCATE) & handled_access(abi))
-    finally:
-        os.close(fd)
 
 
 def restrict_self(ruleset: int) -> None:
@@ -129,17 +137,17 @@ def _create(abi: int, rules: Sequence[tuple[int, int]], network: int = 0) -> int
     )  # fmt: skip
     try:
         for fd, access in rules:
-            access &= handled
-            if not stat.S_ISDIR(os.fstat(fd).st_mode):
-                access &= _FILE_ONLY
-            _add(ruleset, fd, access)
+            _add(ruleset, fd, access, abi)
     except BaseException:
         os.close(ruleset)
         raise
     return ruleset
 
 
-def _add(ruleset: int, fd: int, access: int) -> None:
+def _add(ruleset: int, fd: int, access: int, abi: int) -> None:
+    access &= handled_access(abi)
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        access &= _FILE_ONLY
     rule = _PathBeneath(access, fd)
     libc.syscall(
         libc.SYS_landlock_add_rule, ruleset, 1, ctypes.byref(rule), 0, name="landlock_add_rule"

@@ -24,9 +24,12 @@ def make(path: str, mode: int = 0o777) -> int:
     """
     while True:
         os.mkdir(path, mode)
-        held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Who sweeps may come at any moment before it is held.
+        try:
+            held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
         fcntl.flock(held, fcntl.LOCK_EX)
-        # Who sweeps may have come between.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), os.fstat(held)):
                 return held

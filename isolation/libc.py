@@ -154,6 +154,18 @@ def prctl(option: int, value: int = 0) -> int:
     return _check(result, f"prctl({option}, {value})")
 
 
+def sched_getcpu() -> int:
+    """sched_getcpu(3): the processor that this thread is on."""
+    return _check(_libc.sched_getcpu(), "sched_getcpu()")
+
+
+def signalfd(number: int) -> int:
+    """signalfd(2) for one signal, which the caller has blocked."""
+    words = (ctypes.c_ulong * 16)()  # sigset_t: 1024 bits
+    words[0] = 1 << (number - 1)
+    return _check(_libc.signalfd(-1, ctypes.byref(words), os.O_CLOEXEC), f"signalfd({number})")
+
+
 class SockFprog(ctypes.Structure):
     """`struct sock_fprog` of <linux/filter.h>."""
 

@@ -18,7 +18,7 @@ _NO_FORK = (b"Cannot fork", b"Resource temporarily unavailable", b"can't start n
 _TAIL_BYTES = 4096
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Ended:
     """How a sandbox ended.
 
@@ -55,9 +55,22 @@ class Ended:
         status = self.report.get("status")
         return status & 0x7F or None if isinstance(status, int) else None
 
+    @property
+    def uneventful(self) -> bool:
+        """Whether there is nothing of all by which `reached` knows a limit, as with most."""
+        counters, usage, report = self.counters, self.usage, self.report
+        return not (
+            self.timed_out or self.tail or self.written > self.kept or report.get("over")
+            or usage.disk_bytes or usage.read_bytes or usage.written_bytes
+            or not isinstance(status := report.get("status"), int) or status & 0x7F
+            or (counters and (counters.oom_kills or counters.processes_refused or counters.throttled_seconds))
+        )  # fmt: skip
+
 
 def reached(policy: Policy, end: Ended) -> tuple[Limit, ...]:
     """The limits of `policy` that a sandbox came to, what ended it first."""
+    if end.uneventful:
+        return ()
     found = [*_time(policy, end), *_memory(policy, end), *_processes(policy, end)]
     found += [*_disk(policy, end), *_files(policy, end), *_rates(policy, end)]
     if end.written > end.kept:

@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import binascii
 import contextlib
-import errno
 import json
 import os
 import signal
 import socket
 import sys
-from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
-from . import pid1
-from .cgroup import Cgroup
-from .command import Command, not_found
+from . import libc
 from .descriptors import receive
+from .ending import end
 from .errors import SetupError
 from .forkserver import FORK_SERVER
 from .marks import Marks
+from .meter import Meter
 from .netns import DOORS, MOST_WANTED, Want
-from .plan import ORDER_BYTES, Plan
+from .outbox import Outbox
+from .plan import FIRST, ORDER_BYTES, Plan
 from .poller import Poller
+from .sockets import NO_ROOM, Sockets
 from .started import Started
+from .stock import Stock
 
 _GONE = "the sandbox's keeper is gone; restart purple"
+_NOT_STARTED = "no sandbox could be started: "
 # Descriptors in messages that nobody has read yet count against RLIMIT_NOFILE: unix(7), ETOOMANYREFS.
 _MAX_SPAWNING = 32
 _SIGNAL_SECONDS = 0.002  # about what starting a command takes
+# After which the zygote hears of an end, for whoever has a result has something to do.
+_ENDED_SECONDS = 0.01
+
+
+class _Spawning(NamedTuple):
+    """A sandbox that has been asked for."""
+
+    control: socket.socket | None  # None where the zygote makes it
+    group: int  # the number of its cgroup; 0 for none
+    meter: Meter | None  # of that, where it has one already
+    future: asyncio.Future[Started]
 
 
 class Link:
@@ -37,6 +52,7 @@ class Link:
 
     Attributes:
         poller: For what is the sandboxes'; from `open` on.
+        has_first: Whether nobody has asked for the first sandbox yet.
     """
 
     poller: Poller
@@ -45,18 +61,20 @@ class Link:
         self._keeper = 0  # its pid, while there is one
         self._to_keeper: socket.socket
         self._to_zygote: socket.socket
-        self._numbers = 0
-        self._cgroups: dict[str, Any] = {}
-        self._groups = 0
-        self._free_groups: list[int] = []
-        self._spawning: dict[int, tuple[socket.socket, int, asyncio.Future[Started]]] = {}
+        self._for_keeper: Outbox
+        self._for_zygote: Outbox
+        self._sockets: Sockets
+        self._numbers = FIRST  # that is `spawn_first`'s
+        self._cgroups = Stock(self._tell_keeper)
+        self._spawning: dict[int, _Spawning] = {}
         self._started: dict[int, Started] = {}
-        # See `sockets_inside`.
-        self._wanted: deque[asyncio.Future[list[socket.socket | None]]] = deque()
         self._hello: asyncio.Future[dict[str, Any]]  # what the keeper says when the view stands
         self._turns = asyncio.Semaphore(_MAX_SPAWNING)
+        # When the zygote hears that some have ended.
+        self._tell_at: asyncio.TimerHandle | None = None
         self._end_by = signal.SIGKILL
-        self._dead = self._opened = False
+        self._dead = self._opened = self._listens = False
+        self.has_first = True
 
     async def begin(self) -> None:
         """Have a keeper and a zygote, which look whether they are of use while a plan is compiled.
@@ -68,24 +86,24 @@ class Link:
             offer = await FORK_SERVER.take()
         except OSError as error:
             raise SetupError(f"no process for sandboxes can be started: {error}") from error
-        self._keeper, self._cgroups, self._to_keeper, self._to_zygote = offer
+        self._keeper, self._cgroups.facts, self._to_keeper, self._to_zygote = offer
+        self._for_keeper, self._for_zygote = Outbox(self._to_keeper), Outbox(self._to_zygote)
+        self._sockets = Sockets(self._for_zygote)
         self._opened = True
+        self._hello = asyncio.get_running_loop().create_future()
+        _wake_elsewhere(self._keeper)
         with contextlib.suppress(ConnectionError):  # it has died: `built` says so
             if sys.__stderr__ is not None:
                 socket.send_fds(self._to_keeper, [b"begin"], [2])
             else:
                 with open(os.devnull, "wb") as nowhere:
                     socket.send_fds(self._to_keeper, [b"begin"], [nowhere.fileno()])
-        loop = asyncio.get_running_loop()
-        self.poller = Poller()
-        self._hello = loop.create_future()
-        loop.add_reader(self._to_keeper, self._on_keeper)
-        loop.add_reader(self._to_zygote, self._on_zygote)
 
     async def open(self, plan: Plan) -> dict[str, Any]:
         """Have the view built; returns what keeper and zygote found: `cgroup`, `landlock_abi`.
 
-        Sandboxes can be asked for from now on. Whether they can be had, `built` tells.
+        Sandboxes can be asked for from now on; they come when there is a filter, see `restrict`. Whether
+        they can be had, `built` tells.
 
         Raises:
             SetupError: as `built`.
@@ -93,10 +111,24 @@ class Link:
         if not plan.namespaces:
             self._end_by = signal.SIGTERM
         with contextlib.suppress(ConnectionError):  # it has died: `built` says so
-            self._to_keeper.send(plan.to_json())
+            text = plan.to_json()
+            self._to_keeper.send(text)
+            self._to_zygote.send(text)
+        # What follows is done while they work.
+        self.poller = Poller()
+        self._listens = True
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._to_keeper, self._on_keeper)
+        loop.add_reader(self._to_zygote, self._on_zygote)
         if plan.io_bytes_per_second is not None:  # then it looks once more
             await self.built()
-        return {"cgroup": self._cgroups, "landlock_abi": plan.landlock_abi}
+        return {"cgroup": self._cgroups.facts, "landlock_abi": plan.landlock_abi}
+
+    def restrict(self, program: bytes) -> None:
+        """Hand in the seccomp program of all sandboxes; none is handed out before it. The first may have
+        been asked for."""
+        text = binascii.b2a_base64(program, newline=False).decode()
+        self._for_zygote.send(json.dumps({"filter": text}).encode())
 
     async def built(self) -> None:
         """Wait until the view stands.
@@ -110,23 +142,26 @@ class Link:
                 f"the sandbox could not be built: {hello['error']}; "
                 "run `purple doctor` to see what this host lacks"
             )
-        self._cgroups = hello["cgroup"]
+        self._cgroups.facts = hello["cgroup"]
 
     async def close(self) -> None:
         """End both and every sandbox; returns when they are gone."""
         if not self._opened:
             return
+        keeper = self._keeper
         self._opened, self._keeper = False, 0
-        loop = asyncio.get_running_loop()
-        for channel in (self._to_keeper, self._to_zygote):
-            loop.remove_reader(channel)
-        self._to_zygote.close()
+        if self._tell_at is not None:
+            self._tell_at.cancel()
+        left = list(self._started.values())
         self._lost()
+        self._to_zygote.close()
         with self._to_keeper, contextlib.suppress(OSError):
             self._to_keeper.shutdown(socket.SHUT_WR)
-            while await loop.sock_recv(self._to_keeper, 1 << 16):
-                pass  # what it said before it heard
-        self.poller.close()
+            await end(keeper, self._to_keeper)
+        for started in left:
+            started.give_up()
+        if self._listens:
+            self.poller.close()
 
     async def spawn(
         self, fds: Sequence[int], marks: Marks, terminal: Sequence[int] = ()
@@ -145,53 +180,69 @@ class Link:
             if self._dead or not self._keeper:
                 raise SetupError(_GONE)
             self._numbers += 1
-            number, group = self._numbers, self._take_group()
             ours, theirs = socket.socketpair()
-            ours.setblocking(False)
-            future = asyncio.get_running_loop().create_future()
-            self._spawning[number] = ours, group, future
-            order = json.dumps({
-                "spawn": number, "group": group, "terminal": list(terminal),
-                "hide": marks.hide, "protect": marks.protect,
-            }).encode()  # fmt: skip
-            try:
-                if len(order) > ORDER_BYTES:
-                    raise OSError(
-                        errno.EMSGSIZE, "filesystem.hide and .protect match too many paths"
-                    )
-                socket.send_fds(self._to_zygote, [order], [*fds, theirs.fileno()])
-            except OSError as error:
-                del self._spawning[number]
-                ours.close()
-                if group:
-                    self._free_groups.append(group)
-                raise SetupError(f"the sandbox's zygote cannot be reached: {error}") from error
-            finally:
-                theirs.close()
-            try:
-                return await asyncio.shield(future)
-            except asyncio.CancelledError:
-                future.add_done_callback(self._unwanted)
-                raise
-
-    def launch(self, sandbox: Started, command: Command) -> None:
-        """Let the sandbox's command execute. Raises `CommandNotFound` when it is too long (E2BIG)."""
-        try:
-            sandbox.order(
-                pid1.order(
-                    command.program, command.argv, command.environment, command.directory,
-                    pid1.TERMINAL if sandbox.master >= 0 else "",
+            group, meter = self._cgroups.take()
+            with theirs:
+                asked = _Spawning(ours, group, meter, asyncio.get_running_loop().create_future())
+                return await self._ask(
+                    self._numbers, asked, [*fds, theirs.fileno()], marks, list(terminal)
                 )
-            )  # fmt: skip
-        except OSError as error:
-            raise not_found(command.argv[0], errno.errorcode[error.errno or 0]) from error
+
+    async def spawn_first(self, marks: Marks) -> Started:
+        """As `spawn`, once: what may have been made ahead (first.py), which brings `Started.pipes`."""
+        async with self._turns:
+            if self._dead or not self._keeper:
+                raise SetupError(_GONE)
+            self.has_first = False
+            asked = _Spawning(
+                None, self._cgroups.first, None, asyncio.get_running_loop().create_future()
+            )
+            return await self._ask(FIRST, asked, [], marks, [])
+
+    async def _ask(
+        self, number: int, asked: _Spawning, fds: Sequence[int], marks: Marks, terminal: list[int]
+    ) -> Started:
+        order = json.dumps({
+            "spawn": number, "group": asked.group, "terminal": terminal,
+            "hide": marks.hide, "protect": marks.protect,
+        }).encode()  # fmt: skip
+        self._spawning[number] = asked
+        if len(order) > ORDER_BYTES:
+            self._refuse(number, f"{_NOT_STARTED}filesystem.hide and .protect match too many paths")
+        else:
+            self._for_zygote.send(order, fds, partial(self._not_asked, number))
+        try:
+            return await asyncio.shield(asked.future)
+        except asyncio.CancelledError:
+            asked.future.add_done_callback(self._unwanted)
+            raise
+
+    def _not_asked(self, number: int, error: OSError) -> None:
+        self._refuse(number, f"the sandbox's zygote cannot be reached: {error}")
+
+    def _refuse(self, number: int, why: str) -> None:
+        """Tell whoever has asked for a sandbox that there is none."""
+        asked = self._spawning.pop(number)
+        self._drop(asked)
+        asked.future.set_exception(SetupError(why))
+        asked.future.exception()  # looked at: whoever waited may have gone
+
+    def _drop(self, asked: _Spawning) -> None:
+        """Give back what was meant for a sandbox that there will not be."""
+        if asked.control is not None:
+            asked.control.close()
+        if asked.meter is not None:
+            self._cgroups.give_back(asked.meter, ended=False)
+        else:
+            self._cgroups.remove(asked.group)
 
     def signal(self, sandbox: Started, number: int) -> None:
         """Send a signal to the command's process group, as soon as there is one; nothing when it has
-        ended."""
+        ended. Raises `ValueError` for what is no signal's number."""
+        if not 0 <= number <= signal.SIGRTMAX:  # 0 sends none: kill(2)
+            raise ValueError(f"there is no signal {number}")
         text = json.dumps({"number": sandbox.number, "signal": number}).encode()
-        with contextlib.suppress(OSError):
-            self._to_zygote.send(text)
+        self._for_zygote.send(text)
 
     def _signal_again(self, sandbox: Started, number: int) -> None:
         if not sandbox.end.done() and not self._dead:
@@ -209,60 +260,24 @@ class Link:
         Raises:
             SetupError: the sandbox or its zygote is gone.
         """
-        future: asyncio.Future[list[socket.socket | None]] = (
-            asyncio.get_running_loop().create_future()
-        )
-        request = json.dumps({"inside": sandbox.number, "wanted": wanted}).encode()
-        try:
-            self._to_zygote.send(request)
-        except OSError as error:
-            raise SetupError(f"the sandbox's zygote cannot be reached: {error}") from error
-        self._wanted.append(future)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if not future.cancelled() and future.exception() is None:
-                for sock in filter(None, future.result()):
-                    sock.close()
-            raise
-
-    def _on_sockets(self, answer: dict[str, Any], fds: list[int]) -> None:
-        future = self._wanted.popleft()  # they are answered in order
-        left = deque(socket.socket(fileno=fd) for fd in fds)
-        if future.done():
-            while left:
-                left.popleft().close()
-        elif answer["error"]:
-            future.set_exception(SetupError(f"no socket in the sandbox: {answer['error']}"))
-        else:
-            for sock in left:
-                sock.setblocking(False)
-            future.set_result([None if code else left.popleft() for code in answer["failed"]])
+        if self._dead:
+            raise SetupError(_GONE)
+        return await self._sockets.inside(sandbox.number, wanted)
 
     def gone(self, sandbox: Started) -> None:
         """Give a sandbox that has ended back."""
-        self._started.pop(sandbox.number, None)
+        if self._started.pop(sandbox.number, None) is not None and self._tell_at is None:
+            self._tell_at = sandbox.loop.call_later(_ENDED_SECONDS, self._tell_of_ends)
         sandbox.close()
-        if sandbox.cgroup is None or self._dead or not self._keeper:
-            return
-        if sandbox.end.done() and sandbox.cgroup.reset():
-            self._free_groups.append(sandbox.group)
-        else:
-            self._tell_keeper({"remove": sandbox.group})
+        if sandbox.meter is not None:
+            self._cgroups.give_back(sandbox.meter, ended=sandbox.end.done())
 
-    def _take_group(self) -> int:
-        """The number of a cgroup in which nothing runs; 0 where none can be had."""
-        if self._cgroups["version"] == 0:
-            return 0
-        if self._free_groups:
-            return self._free_groups.pop()
-        self._groups += 1
-        self._tell_keeper({"make": self._groups})  # at the same time as all else is prepared
-        return self._groups
+    def _tell_of_ends(self) -> None:
+        self._tell_at = None
+        self._for_zygote.send(b'{"ended": true}')
 
     def _tell_keeper(self, request: dict[str, int]) -> None:
-        with contextlib.suppress(OSError):
-            self._to_keeper.send(json.dumps(request).encode())
+        self._for_keeper.send(json.dumps(request).encode())
 
     def _unwanted(self, future: asyncio.Future[Started]) -> None:
         if not future.cancelled() and future.exception() is None:
@@ -276,11 +291,11 @@ class Link:
         except ConnectionResetError:  # it has not read all; what it has said is still there
             said = self._to_keeper.recv(1 << 16)
         if said:
-            self._hello.set_result(json.loads(said))
+            if not self._hello.done():
+                self._hello.set_result(json.loads(said))
             return
         if not self._hello.done():
             self._hello.set_result({"error": "the keeper died; see stderr"})
-        asyncio.get_running_loop().remove_reader(self._to_keeper)
         self._lost()
 
     def _on_zygote(self) -> None:
@@ -289,12 +304,14 @@ class Link:
         except ConnectionResetError:
             message, fds = b"", []
         if not message:
-            asyncio.get_running_loop().remove_reader(self._to_zygote)
-            self._lost()
+            if self._hello.done():
+                self._lost()
+            else:  # the keeper says why, or dies
+                asyncio.get_running_loop().remove_reader(self._to_zygote)
             return
         answer = json.loads(message)
         if "inside" in answer:
-            self._on_sockets(answer, fds)
+            self._sockets.came(answer, fds)
             return
         if "unheard" in answer:
             # pid 1 has its order and has not carried it out yet, or it is about to end.
@@ -309,34 +326,57 @@ class Link:
                 )
             return
         number = answer["spawned"]
-        control, group, future = self._spawning.pop(number)
-        version = self._cgroups["version"]
-        cgroup = Cgroup.of(version, self._cgroups["bases"], group) if group else None
+        if len(fds) != answer.get("files", 0):  # the kernel closes what there is no room for
+            for fd in fds:
+                os.close(fd)
+            answer["error"] = NO_ROOM
         if "error" in answer:
-            control.close()
-            if group:
-                self._tell_keeper({"remove": group})
-            future.set_exception(SetupError(f"no sandbox could be started: {answer['error']}"))
+            self._refuse(number, _NOT_STARTED + answer["error"])
             return
+        control, group, meter, future = self._spawning.pop(number)
+        if group and meter is None:
+            meter = self._cgroups.meter(group)
+        if meter is not None:
+            meter.open()
+        pipes: list[int] = []
+        if control is None:
+            pipes = fds[-4:]
+            *fds, end = fds[:-4]
+            control = socket.socket(fileno=end)
         started = Started(
-            number, fds, control, group, cgroup, watched=answer["watched"], end_by=self._end_by,
-            poller=self.poller,
+            number, fds, control, meter, watched=answer["watched"], end_by=self._end_by,
+            poller=self.poller, pipes=pipes, directory=answer["directory"],
         )  # fmt: skip
         self._started[number] = started
+        if not self._hello.done():  # the keeper says later what this tells
+            self._hello.set_result({"cgroup": self._cgroups.facts})
         future.set_result(started)
 
     def _lost(self) -> None:
         self._dead = True
-        for control, _, future in self._spawning.values():
-            control.close()
-            if not future.done():
-                future.set_exception(SetupError(_GONE))
-                future.exception()  # looked at: whoever waited may have gone
-        self._spawning.clear()
-        for wanted in self._wanted:
-            if not wanted.done():
-                wanted.set_exception(SetupError(_GONE))
-        self._wanted.clear()
+        if not self._hello.done():
+            self._hello.set_result({"error": _GONE})
+        loop = asyncio.get_running_loop()
+        for channel in (self._to_keeper, self._to_zygote):
+            loop.remove_reader(channel)  # what has not been read is for nobody, and ends with it
+        for outbox in (self._for_keeper, self._for_zygote):
+            outbox.close()
+        self._cgroups.close()
+        for number in list(self._spawning):
+            self._refuse(number, _GONE)
+        self._sockets.lost(_GONE)
         for started in self._started.values():
             started.lost()
         self._started.clear()
+
+
+def _wake_elsewhere(pid: int) -> None:
+    """Have a process of ours that sleeps run on another processor than we do when it is woken.
+
+    Linux does that by itself, but takes no virtual machine's halted processor for an idle one
+    (available_idle_cpu(), kernel/sched/sched.h): there what is woken would wait until we wait.
+    """
+    with contextlib.suppress(OSError):  # it has died
+        others = os.sched_getaffinity(pid) - {libc.sched_getcpu()}
+        if others:
+            os.sched_setaffinity(pid, others)

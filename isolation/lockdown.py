@@ -44,6 +44,10 @@ class Home:
         libc.setns(network, libc.CLONE_NEWNET)
         socket.sethostname("purple")
 
+    def enter(self, mounts: int) -> None:
+        """Be in a sandbox's mount namespace once more."""
+        libc.setns(mounts, libc.CLONE_NEWNS)
+
     def come_back(self) -> None:
         """Be in the zygote's own mounts again, and let the next sandbox have a pid namespace.
 
@@ -81,12 +85,18 @@ class Gate:
         os.close(self.end)
 
 
-def create_ruleset(plan: Plan) -> int | None:
-    """The view once more, for Landlock; None where there is none. Call when all is mounted."""
-    write = [*PRIVATE, "/dev", *plan.write]
+def create_ruleset(abi: int) -> int | None:
+    """The view once more, for Landlock, without what is granted; None where there is none. Call when
+    what is private has been mounted."""
+    return landlock.create_ruleset(["/"], [*PRIVATE, "/dev"], abi)
+
+
+def let_write(ruleset: int, plan: Plan) -> None:
+    """Add what a plan grants for writing. Call when it has been mounted."""
+    granted = [*plan.write]
     if plan.workspace is not None and plan.workspace_writable:
-        write.append(plan.workspace)
-    return landlock.create_ruleset(["/"], write, plan.landlock_abi)
+        granted.append(plan.workspace)
+    landlock.add(ruleset, granted, landlock.ALL, plan.landlock_abi)
 
 
 def start_pid_1(
@@ -159,6 +169,7 @@ def _fork_pid_1(
         for number in _SIGNALS:
             if number not in (signal.SIGKILL, signal.SIGSTOP):
                 signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for target, source in enumerate([*fds, *closed_by]):
             if source is not None:
                 opened = (
@@ -168,10 +179,16 @@ def _fork_pid_1(
         os.closerange(pid1.GROUPS + len(groups), os.sysconf("SC_OPEN_MAX"))
         if program:
             os.execve(pid1.PATH, _argv(ruleset, len(groups)), {})
+        filter_ = read_filter(pid1.FILTER)
         os.close(pid1.FILTER)
-        pid1.serve(plan.bpf, restricted=ruleset is not None, groups=len(groups))
+        pid1.serve(filter_, restricted=ruleset is not None, groups=len(groups))
     finally:
         os._exit(1)
+
+
+def read_filter(bpf: int) -> bytes:
+    """The seccomp program in a file; at the most BPF_MAXINSNS, 4096, of eight bytes."""
+    return os.pread(bpf, 1 << 15, 0)
 
 
 def write_id_maps(uid: int, gid: int, inside_uid: int, inside_gid: int) -> None:

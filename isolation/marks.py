@@ -9,8 +9,10 @@ class Marks(NamedTuple):
     """Absolute paths that exist now: to be covered, and to be made read-only.
 
     `links` are protected names that are symbolic links, with their targets: no mount holds those.
+    `ways` are the links by way of which others were found; those are in `protect` where they lead, too.
     """
 
     hide: tuple[str, ...] = ()
     protect: tuple[str, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
+    ways: tuple[tuple[str, str], ...] = ()

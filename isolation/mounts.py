@@ -12,18 +12,21 @@ import os
 import re
 import socket
 import stat
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cache
 
 from . import libc
 from .errors import SetupError
 from .marks import Marks
-from .plan import AUTHORITY, BUNDLES, DEVICES, HOME, PRIVATE, TRUSTED, Common, Plan
+from .plan import HOME, PRIVATE, Common, Plan
 from .stage import Stage
+from .system import AUTHORITY, BUNDLES, DEVICES, TRUSTED
 
 _STAGE, _REHEARSED = "/tmp", "/usr"
 _WRITABLE = libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV
 _BIND_READ_ONLY = libc.MOUNT_ATTR_RDONLY | _WRITABLE
+_PRIVATE_FLAGS = libc.MS_NOSUID | libc.MS_NODEV
 
 
 class Base:
@@ -32,7 +35,8 @@ class Base:
     The caller is in a mount namespace of its own. Raises `OSError`: a mount was refused.
     """
 
-    def __init__(self, common: Common) -> None:
+    def __init__(self, common: Common, owners: Owners) -> None:
+        self._runtime = common.runtime
         self._stage = Stage()
         self._mounted: dict[str, int] = {}  # attributes by path
         libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
@@ -44,8 +48,9 @@ class Base:
                 self._mounted[path] = _BIND_READ_ONLY
         for node in (*(f"/dev/{name}" for name in DEVICES), *common.devices):
             self._mounted[node] = libc.MOUNT_ATTR_NOSUID
+        self._mounted.update(dict.fromkeys(common.runtime, _BIND_READ_ONLY))
         # Sources are opened first: the stage hides what lies below it.
-        trees = [(_tree(path, attributes), path) for path, attributes in self._mounted.items()]
+        trees = [(self._open(path, owners), path) for path in self._mounted]
         trees.append((_tree("/proc", _WRITABLE | libc.MOUNT_ATTR_NOEXEC), "/proc"))
         self._stage.attach(_STAGE)
         for fd, path in _short_first(trees):
@@ -91,7 +96,7 @@ class Base:
             libc.umount2(_REHEARSED, libc.MNT_DETACH)
 
     def _open_grants(self, plan: Plan, owners: Owners) -> list[tuple[int, str]]:
-        granted = {path: _BIND_READ_ONLY for path in plan.read}
+        granted = {path: _BIND_READ_ONLY for path in plan.read if path not in self._runtime}
         granted.update(dict.fromkeys(plan.write, _WRITABLE))
         if plan.workspace is not None:
             granted[plan.workspace] = _WRITABLE if plan.workspace_writable else _BIND_READ_ONLY
@@ -104,8 +109,13 @@ class Base:
             trees.append((owners.tree(path, attributes), path))
             # What is above something of the base would cover it: that comes on top once more.
             again = [p for p in self._mounted if p.startswith(path + "/")]
-            trees += [(_tree(p, self._mounted[p]), p) for p in again]
+            trees += [(self._open(p, owners), p) for p in again]
         return trees
+
+    def _open(self, path: str, owners: Owners) -> int:
+        """A copy of what is common; system software keeps its owners."""
+        copy = owners.tree if path in self._runtime else _tree
+        return copy(path, self._mounted[path])
 
     def _add_authority(self, certificate: str, trusted: str, bundles: Iterable[str]) -> None:
         """Let the view trust `certificate`: a bundle of its own, laid over the host's in the view."""
@@ -180,43 +190,23 @@ def _in_child(act: Callable[[], None]) -> None:
         raise OSError(abs(code), f"in a child: {os.strerror(abs(code))}")
 
 
-def mount_private(plan: Plan, marks: Marks) -> None:
-    """Mount what no two sandboxes share but /proc: /tmp, /dev/shm, /dev/pts, HOME, /var/tmp.
+Trees = list[tuple[int, str]]  # detached, each with where it is to be attached
 
-    Args:
-        plan: The policy's.
-        marks: What of the workspace is covered and what is read-only.
-    """
-    safe = libc.MS_NOSUID | libc.MS_NODEV
-    # A grant below a directory that is private inside is taken out first and put back on top.
-    granted = [*plan.read, *plan.write, *([plan.workspace] if plan.workspace else [])]
+
+def granted_trees(paths: Iterable[str]) -> Trees:
+    """Copies of what is granted, as the view shows it."""
     clone = libc.OPEN_TREE_CLONE | libc.OPEN_TREE_CLOEXEC | libc.AT_RECURSIVE
-    buried = [
-        (libc.open_tree(path, clone), path)
-        for path in granted
-        if path.startswith(("/tmp/", "/var/tmp/", "/dev/shm/", HOME + "/"))
-    ]
-    _mount_writable(plan.tmp_bytes, safe)
-    libc.mount("devpts", "/dev/pts", "devpts", libc.MS_NOSUID | libc.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=600")  # fmt: skip
-    for fd, path in buried:
-        _attach(fd, path)
-    if plan.workspace is not None:
-        _protect(plan.workspace, marks.protect)
-    for path in marks.hide:
-        if os.path.lexists(path):  # it may have been removed meanwhile
-            _cover(path)
+    return [(libc.open_tree(path, clone), path) for path in paths]
 
 
-def _mount_writable(max_bytes: int, flags: int) -> None:
-    """/tmp, /var/tmp, /dev/shm and HOME as directories of one tmpfs, so that one bound holds all.
+def mount_private(max_bytes: int) -> None:
+    """Mount what no two sandboxes share but /proc: /dev/pts, and /tmp, /var/tmp, /dev/shm and HOME as
+    directories of one tmpfs, so that one bound holds all.
 
     Beyond `max_bytes`, and beyond an inode for each kilobyte of it, writes fail with ENOSPC.
     """
-    max_bytes = max(max_bytes, 4096)  # tmpfs takes 0 for no bound
-    inodes = max(1024, max_bytes // 1024)  # an empty file takes no block but memory of the kernel
-    bounds = f"size={max_bytes},nr_inodes={inodes}"
-    libc.mount("purple", "/tmp", "tmpfs", flags, f"mode=755,{bounds}")
-    clones: list[tuple[int, str]] = []
+    libc.mount("purple", "/tmp", "tmpfs", _PRIVATE_FLAGS, f"mode=755,{_bounds(max_bytes)}")
+    clones: Trees = []
     for index, path in enumerate(PRIVATE):
         directory = f"/tmp/{index}"
         os.mkdir(directory)
@@ -227,6 +217,44 @@ def _mount_writable(max_bytes: int, flags: int) -> None:
     for fd, path in clones:
         libc.move_mount(fd, path)
         os.close(fd)
+    libc.mount("devpts", "/dev/pts", "devpts", libc.MS_NOSUID | libc.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=600")  # fmt: skip
+
+
+def bound_private(max_bytes: int) -> None:
+    """Give what `mount_private` has mounted, and nobody has filled, another bound."""
+    libc.mount(None, "/tmp", None, libc.MS_REMOUNT | _PRIVATE_FLAGS, _bounds(max_bytes))
+
+
+def _bounds(max_bytes: int) -> str:
+    max_bytes = max(max_bytes, 4096)  # tmpfs takes 0 for no bound
+    inodes = max(1024, max_bytes // 1024)  # an empty file takes no block but memory of the kernel
+    return f"size={max_bytes},nr_inodes={inodes}"
+
+
+def furnish(workspace: str | None, trees: Trees, marks: Marks) -> None:
+    """Attach what is granted and hidden by what is private, or was not there before.
+
+    Args:
+        workspace: The plan's.
+        trees: Of `granted_trees`, which are closed.
+        marks: What of the workspace is covered and what is read-only.
+    """
+    left = deque(trees)
+    try:
+        while left:
+            _attach(*left.popleft())
+    finally:
+        for fd, _ in left:
+            os.close(fd)
+    # One may have been removed meanwhile.
+    protect = [path for path in marks.protect if os.path.lexists(path)]
+    hide = [path for path in marks.hide if os.path.lexists(path)]
+    if workspace is not None and (protect or hide):
+        _hold_ways(workspace, (*protect, *hide))
+    for path in protect:
+        _remount_read_only(path)
+    for path in hide:
+        _cover(path)
 
 
 def seal_root() -> None:
@@ -316,13 +344,22 @@ def _mapping_userns(uid: int, gid: int, owner_id: int) -> int:
 
 
 def _attach(fd: int, target: str) -> None:
+    try:
+        libc.move_mount(fd, target)
+    except FileNotFoundError:
+        _make_place(fd, target)
+        libc.move_mount(fd, target)
+    finally:
+        os.close(fd)
+
+
+def _make_place(fd: int, target: str) -> None:
+    """Make what the tree `fd` can be attached to."""
     if stat.S_ISDIR(os.fstat(fd).st_mode):
         os.makedirs(target, exist_ok=True)
-    elif not os.path.lexists(target):
+    else:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, 0o644))
-    libc.move_mount(fd, target)
-    os.close(fd)
 
 
 def _remount_read_only(path: str) -> None:
@@ -332,20 +369,20 @@ def _remount_read_only(path: str) -> None:
     os.close(fd)
 
 
-def _protect(workspace: str, paths: Iterable[str]) -> None:
-    present = [path for path in paths if os.path.lexists(path)]
+def _hold_ways(workspace: str, paths: Iterable[str]) -> None:
+    """Let no directory between the workspace and one of `paths`, which exist, be renamed.
+
+    One that holds a mount could be, and what is found by its name would be neither read-only nor
+    covered in the next sandbox. No mount can be: EBUSY, rename(2). So each of them is made one.
+    """
     parents: set[str] = set()
-    for path in present:
+    for path in paths:
         if path == workspace:
             continue
-        while (path := os.path.dirname(path)) != workspace:
+        while (path := os.path.dirname(path)) != workspace and path not in parents:
             parents.add(path)
-    # A directory that holds a mount can be renamed, but no mount can: EBUSY, rename(2). So the way
-    # to a protected path is made of mounts.
     for path in sorted(parents, key=len):
         libc.mount(path, path, None, libc.MS_BIND | libc.MS_REC)
-    for path in present:
-        _remount_read_only(path)
 
 
 def _cover(path: str) -> None:

@@ -8,11 +8,13 @@ Theory of operation
     milliseconds on a quiet machine: cgroup_procs_write_start() in kernel/cgroup/cgroup.c.)
     The execve(2) that starts it has taken its capabilities: the zygote has an empty bounding set,
     no_new_privs, and an id that is not root's in its user namespace. It makes itself unreadable to
-    what will run beside it, restricts itself by ruleset and filter, and waits for `GO`: that the
-    zygote has set its limits (prlimit(2)). Then it starts the process that becomes the command, in a
-    session of its own and from the same memory, and reaps whatever is orphaned to it until that one
-    ends. That one reads the order, what execve takes, so that when it comes one process has to be
-    woken, which has nothing to do but execute. pid 1 then says on the socket how it ended, and
+    what will run beside it, restricts itself by ruleset and filter, and waits for `GO`, which comes when
+    the zygote has set its limits (prlimit(2)) and the sandbox is the next that is used. Then it starts the
+    process that becomes the command, in a session of its own and from the same memory, and reaps whatever
+    is orphaned to it until that one ends. That one reads the order, what execve takes, so that when it
+    comes one process has to be woken, which has nothing to do but execute. What waits uses no stack, so
+    it has none: that would be a third of what page tables and memory it has. (It stays where the range
+    would reach over the end of the address space.) pid 1 then says on the socket how it ended, and
     exits, which is the end of everything else in its pid namespace. Anything that fails is said in
     the same way; it never goes on without the restriction that failed.
 
@@ -27,44 +29,46 @@ from __future__ import annotations
 
 import binascii
 import errno
-import itertools
 import os
 import resource
 import struct
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from . import capabilities, landlock, libc
-from .rlimits import rusage
 
 CONTROL, RULESET, FILTER, GROUPS = 3, 4, 5, 6
-GO = b"g"  # before the order
+GO = b"g"  # before the order, or some time before it
 PATH = "/run/purple/init"  # in the view
 TERMINAL = "/dev/pts/0"  # the first of a sandbox's own devpts
 # As in pid1_*.S; within two mebibytes, for which one page of page table is enough.
 _TEXT, _BUFFER, _BUFFER_BYTES = 0x400000, 0x410000, 1 << 20
-_HEAD = struct.Struct("=6Q")  # length of the order; program, argv, envp, directory, terminal
-_RESULT = struct.Struct("=iiii18q")  # setup, exec, status, -, struct rusage
+_HEAD = struct.Struct("=4I")  # length of the order; how many arguments, variables, paths
+# setup, exec, status, -, and of struct rusage: ru_utime, ru_stime, ru_maxrss, ru_inblock, ru_oublock
+_RESULT = struct.Struct("=iii4x5q48x2q40x")
+_BLOCK_BYTES = 512  # of ru_inblock and ru_oublock: <linux/task_io_accounting_ops.h>
 RESULT_BYTES = _RESULT.size
 
 _CODE = {
     "x86_64": """
-TIssJEyLZCQIuwAAQQC9AABRAGowQb4GAAAAQf/NdCm4AQAAAESJ90iJ5roBAAAADwWFwA+IDwEAALgDAAAARIn3DwVB/8br0ridAAAAvwQA
-AAAx9g8FhcAPiOoAAABBgDwkbnQWuL4BAAC/BAAAADH2DwWFwA+IzQAAALgRAAAAvwUAAABIid66AAABAEUx0g8Fuer///+FwA9EwYXAD4ik
-AAAAwegDU1C4PQEAAL8BAAAAMfZIieIPBYXAD4iGAAAAuAMAAAC/BAAAAA8FuAMAAAC/BQAAAA8FMcC/AwAAAEiJ3roBAAAADwVIhcB+cbg4
-AAAAvxEBAAAx9jHSRTHSRTHADwWFwHg+dF9BicZFMeS4AwAAAESJ5w8FQf/EQYP8A3LtuD0AAABIx8f/////SI11CDHSTI1VEA8FhcB4B0Q5
-8HXf6wX32IlFALgBAAAAvwMAAABIie66oAAAAA8FuOcAAAAx/w8F9LhwAAAADwVFMe0xwL8DAAAASo00K7oAABAATCnqDwVIhcB+0kkBxUmD
-/TBy3Uw7K3LYSItzKEiF9nQguAEBAABIx8ec////ugIAAAAPBYXAeDyJx7gDAAAADwVIi3sgSIX/dAu4UAAAAA8FhcB4H7gDAAAAvwMAAAAP
-Bbg7AAAASIt7CEiLcxBIi1MYDwX32IlFBLjnAAAAv38AAAAPBfQ=
+TIssJEyLZCQIuwAAQQC9AABRAGowQb4GAAAAQf/NdCm4AQAAAESJ90iJ5roBAAAADwWFwA+IMQEAALgDAAAARIn3DwVB/8br0ridAAAAvwQAAAAx9g8FhcAP
+iAwBAABBgDwkbnQWuL4BAAC/BAAAADH2DwWFwA+I7wAAAEiB7AAAAQC4EQAAAL8FAAAASInmugAAAQBFMdIPBbnq////hcAPRMGFwA+IvwAAAMHoA1ZQuD0B
+AAC/AQAAADH2SIniDwWFwA+IoQAAALgDAAAAvwQAAAAPBbgDAAAAvwUAAAAPBbgLAAAASI28JAAA/v9IgecA8P//vgAAQAAPBTHAvwMAAABIid66AQAAAA8F
+SIXAfnG4OAAAAL8RAQAAMfYx0kUx0kUxwA8FhcB4PnRfQYnGRTHkuAMAAABEiecPBUH/xEGD/ANy7bg9AAAASMfH/////0iNdQgx0kyNVRAPBYXAeAdEOfB1
+3+sF99iJRQC4AQAAAL8DAAAASInuuqAAAAAPBbjnAAAAMf8PBfS4cAAAAA8FRTHtMcC/AwAAAEqNNCu6AAAQAEwp6g8FSIXAftJJAcVJg/0Qct2LA0k5xXLW
+TI1jEEiNfAMHSIPn+EmJ/otLBDHS/8l4FUyJJ0iDxwhBgDwkAE2NZCQBdfTr50jHBwAAAABIg8cIhdJ1CkmJ/4tLCP/C685BgDwkAHQcuFAAAABMiecPBYXA
+D4iNAAAASf/EQYA8JAB19kn/xEGAPCQAdC24AQEAAEjHx5z///9Miea6AgAAAA8FhcB4X4nHuAMAAAAPBUn/xEGAPCQAdfZJ/8S4AwAAAL8DAAAADwWLWwxB
+vf7///+4OwAAAEyJ50yJ9kyJ+g8Fg/j+dA2D+Ox0CIP483UVQYnFSf/EQYB8JP8AdfX/y3XPRIno99iJRQS45wAAAL9/AAAADwX0
 """,
     "aarch64": """
-9gNA+fUHQPkzCKDSNAqg0gAGgFLgDx/41wCAUtYGAHGAAQBUCAiA0uADFyrhAwCRIgCA0gEAANSACfi3KAeA0uADFyoBAADU9wYAEfT//xfoFIDS
-gACA0gEAgNIBAADUQAj4t6ACQDkfuAFxwAAAVMg3gNKAAIDSAQCA0gEAANRAB/i3aAiA0qAAgNLhAxOqIgCg0gMAgNIBAADUoQKAkh8AAPEgAICa
-AAb4twD8Q9PgT7+pqCKA0iAAgNIBAIDS4gMAkQEAANQABfi3KAeA0oAAgNIBAADUoACA0gEAANToB4DSYACA0uEDE6oiAIDSAQAA1B8AAPFtBABU
-iBuA0iAigNIBAIDSAgCA0gMAgNIEAIDSAQAA1IAC+LfAAwC09wMAKhYAgFIoB4DS4AMWKgEAANTWBgAR3w4AcYP//1SIIIDSAACAkoEiAJECAIDS
-g0IAkQEAANSAAPi3HwAXawH//1QDAAAU4AMAS4ACALkICIDSYACA0uEDFKoCFIDSAQAA1MgLgNIAAIDSAQAA1AAAINSoE4DSAQAA1BYAgNLoB4DS
-YACA0mECFosCAqDSQgAWywEAANQfAADxTf7/VNYCAIvfwgDxw/7/VGACQPnfAgDrY/7/VGEWQPkBAQC0CAeA0mAMgJJCAIDSAQAA1OAB+LcoB4DS
-AQAA1GASQPmAAAC0KAaA0gEAANQAAfi3KAeA0mAAgNIBAADUqBuA0mCGQKliDkD5AQAA1OADAEuABgC5yAuA0uAPgNIBAADUAAAg1A==
+9gNA+fUHQPkzCKDSNAqg0gAGgFLgDx/41wCAUtYGAHGAAQBUCAiA0uADFyrhAwCRIgCA0gEAANRgCvi3KAeA0uADFyoBAADU9wYAEfT//xfoFIDSgACA0gEA
+gNIBAADUIAn4t6ACQDkfuAFxwAAAVMg3gNKAAIDSAQCA0gEAANQgCPi3/0NA0WgIgNKgAIDS4QMAkSIAoNIDAIDSAQAA1KICgJIfAADxQACAmsAG+LcA/EPT
+4Ae/qagigNIgAIDSAQCA0uIDAJEBAADUwAX4tygHgNKAAIDSAQAA1KAAgNIBAADU6BqA0uADAJEAgEDRALxwkgEIoNIBAADU6AeA0mAAgNLhAxOqIgCA0gEA
+ANQfAADxbQQAVIgbgNIgIoDSAQCA0gIAgNIDAIDSBACA0gEAANSAAvi3wAMAtPcDACoWAIBSKAeA0uADFioBAADU1gYAEd8OAHGD//9UiCCA0gAAgJKBIgCR
+AgCA0oNCAJEBAADUgAD4tx8AF2sB//9UAwAAFOADAEuAAgC5CAiA0mAAgNLhAxSqAhSA0gEAANTIC4DSAACA0gEAANQAACDUqBOA0gEAANQWAIDS6AeA0mAA
+gNJhAhaLAgKg0kIAFssBAADUHwAA8U3+/1TWAgCL30IA8cP+/1RgAkC53wIA62P+/1R1QgCRaQIAiykdAJEp8X2S9wMJqmoGQLkLAIBSygAANEoFAFE1hQD4
+rBZAOOz//zX7//8XP4UA+KsAADX4AwmqagpAuSsAgFL1//8X4AMVqqwWQDjMAAA0KAaA0gEAANSgBPi3rBZAOOz//zXhAxWqrBZAOEwBADQIB4DSYAyAkkIA
+gNIBAADUYAP4tygHgNIBAADUrBZAOOz//zUoB4DSYACA0gEAANRzDkC5NgCAEqgbgNLgAxWq4QMXquIDGKoBAADUHwgAMcAAAFQfUAAxgAAAVB80ADHhAABU
+9gMAKqwWQDjs//81cwYAcSH+/1TgAxYq4AMAS4AGALnIC4DS4A+A0gEAANQAACDU
 """,
 }
 _MACHINE = {"x86_64": 62, "aarch64": 183}  # EM_… of <elf.h>
@@ -96,57 +100,45 @@ def executable() -> bytes | None:
     return file + text
 
 
-def order(
-    program: str, argv: Sequence[str], env: Mapping[str, str], directory: str, terminal: str
-) -> bytes:
-    """What execve(2) takes, as pid 1 reads it: pointers are addresses in its memory.
+def order(words: int, variables: int, paths: int, strings: bytes) -> bytes:
+    """What execve(2) takes, as pid 1 reads it.
 
     Args:
-        program, argv, env: As for execve.
-        directory: To change to first; "" stays.
-        terminal: What becomes its controlling terminal (`TERMINAL`); "" for none.
+        words, variables, paths: How many there are of each in `strings`.
+        strings: Each with a NUL behind it: the arguments; the environment; a directory to change to
+            first, "" to stay; what becomes its controlling terminal (`TERMINAL`), "" for none; the
+            paths of which the first that can be executed is, at least one.
 
     Raises:
-        OSError: E2BIG, there is no room for it; EINVAL, a NUL in one of them.
+        ValueError: there is no room for it: pointers to all but the paths go behind it.
     """
-    texts = [*argv, *map("=".join, env.items()), program, directory, terminal]
-    strings = os.fsencode("\0".join(texts)) + b"\0"
-    found = strings.split(b"\0")
-    if len(found) != len(texts) + 1:
-        raise OSError(errno.EINVAL, "a NUL character in the command or its environment")
-    words, variables = len(argv), len(env)
-    arrays = _BUFFER + _HEAD.size
-    start = arrays + 8 * (words + 1 + variables + 1)
-    length = start - _BUFFER + len(strings)
-    if length > _BUFFER_BYTES:
-        raise OSError(errno.E2BIG, "the command is too long; put it into a file")
-    lengths = itertools.accumulate(map(len, found), initial=start)
-    addresses = [at + nuls for nuls, at in enumerate(lengths)]
-    first = words + variables
-    head = _HEAD.pack(
-        length, addresses[first], arrays, arrays + 8 * (words + 1),
-        addresses[first + 1] if directory else 0, addresses[first + 2] if terminal else 0,
-    )  # fmt: skip
-    pointers = [*addresses[:words], 0, *addresses[words:first], 0]
-    return head + struct.pack(f"={len(pointers)}Q", *pointers) + strings
+    length = _HEAD.size + len(strings)
+    if length + 8 * (words + variables + 3) > _BUFFER_BYTES:
+        raise ValueError("the command is too long")
+    return _HEAD.pack(length, words, variables, paths) + strings
 
 
 def report(result: bytes) -> dict[str, Any]:
     """What pid 1 said: `status` as of wait4(2), with what the command and the children that it waited
-    for have used (rlimits.py); or `refused`, errno's name, where the command
-    could not be executed; or `error`, where the sandbox could not be closed. Empty when it was
-    killed.
+    for have used, as `Usage` names it; or `refused`, errno's name, where the command could not be
+    executed; or `error`, where the sandbox could not be closed. Empty when it was killed.
     """
     if len(result) != RESULT_BYTES:
         return {}
-    setup, refused, status, _, *usage = _RESULT.unpack(result)
+    setup, refused, status, user, user_us, system, system_us, rss, read, written = (
+        _RESULT.unpack(result)
+    )  # fmt: skip
     if setup:
         return {"error": f"pid 1: {os.strerror(setup)}"}
     if refused:
         return {"refused": errno.errorcode.get(refused, str(refused))}
-    user, user_us, system, system_us, *others = usage
-    fields = (user + user_us / 1e6, system + system_us / 1e6, *others)
-    return {"status": status, **rusage(resource.struct_rusage(fields))}
+    return {
+        "status": status,
+        "cpu_seconds": user + system + (user_us + system_us) / 1e6,
+        "memory_peak_bytes": rss * 1024,
+        "read_bytes": read * _BLOCK_BYTES,
+        "written_bytes": written * _BLOCK_BYTES,
+    }
 
 
 def serve(program: bytes, *, restricted: bool, groups: int = 0) -> NoReturn:
@@ -218,35 +210,48 @@ def pack_usage(used: resource.struct_rusage) -> bytes:
     return struct.pack("=18q", *fields)
 
 
-def parse_order(text: bytes) -> tuple[bytes, list[bytes], dict[bytes, bytes], bytes, bytes]:
-    """Program, argv, environment, directory and terminal of an order; the last two may be empty."""
+class Order(NamedTuple):
+    """An order as `order` takes it, apart."""
 
-    def string(address: int) -> bytes:
-        start = address - _BUFFER
-        return text[start : text.index(b"\0", start)]
+    argv: list[bytes]
+    environment: dict[bytes, bytes]
+    directory: bytes
+    terminal: bytes
+    programs: list[bytes]
 
-    def strings(address: int) -> list[bytes]:
-        found: list[bytes] = []
-        while pointer := struct.unpack_from("=Q", text, address - _BUFFER)[0]:
-            found.append(string(pointer))
-            address += 8
-        return found
+    @staticmethod
+    def parse(text: bytes) -> Order:
+        """Inverse of `order`."""
+        _, words, variables, _ = _HEAD.unpack_from(text)
+        strings = text[_HEAD.size : -1].split(b"\0")
+        there = words + variables
+        env = dict(word.split(b"=", 1) for word in strings[words:there])
+        return Order(strings[:words], env, strings[there], strings[there + 1], strings[there + 2 :])
 
-    _, program, argv, envp, directory, terminal = _HEAD.unpack_from(text)
-    env = dict(word.split(b"=", 1) for word in strings(envp))
-    places = [string(address) if address else b"" for address in (directory, terminal)]
-    return string(program), strings(argv), env, places[0], places[1]
+    def execute(self) -> NoReturn:
+        """Be the first of its programs that can be executed. Raises OSError as execvp(3) fails."""
+        found: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        for program in self.programs:
+            try:
+                os.execve(program, self.argv, self.environment)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            except PermissionError as error:
+                if error.errno != errno.EACCES:
+                    raise
+                found = error
+        raise found
 
 
 def _execute(text: bytes, failed: int) -> NoReturn:
     try:
-        program, argv, env, directory, terminal = parse_order(text)
+        order = Order.parse(text)
         os.setsid()
-        if terminal:
-            os.close(os.open(terminal, os.O_RDWR | os.O_CLOEXEC))
-        if directory:
-            os.chdir(directory)
-        os.execve(program, argv, env)
+        if order.directory:
+            os.chdir(order.directory)
+        if order.terminal:
+            os.close(os.open(order.terminal, os.O_RDWR | os.O_CLOEXEC))
+        order.execute()
     except OSError as error:
         os.write(failed, (error.errno or errno.EIO).to_bytes(4, "little"))
     os._exit(127)

@@ -3,14 +3,21 @@
 // (on another machine aarch64-linux-gnu-as and -objcopy). The bytes of pid1.bin stand in pid1.py;
 // tests/isolation/test_pid1.py compares them. As pid1_x86_64.S, line by line.
 //
-// No stack is used after the first lines: the command's process shares all memory until it executes.
-// x19 BUFFER, x20 RESULT, x21 the first argument, x22 bytes read, w23 the command's pid. The kernel
-// keeps all registers but x0.
+// No stack is used after the filter, which is read onto it, and then there is none: the command's process
+// shares all memory until it executes.
+// x19 BUFFER, x20 RESULT, x21 the first argument, w23 the command's pid. In the command's process:
+// x21 the next string, x22 bytes read, then what execve said, x23 argv, x24 envp. The kernel keeps all
+// registers but x0.
 
-        .set    BUFFER, 0x410000        // BUFFER_BYTES of zeros: the filter, then the order
+        .set    BUFFER, 0x410000        // BUFFER_BYTES of zeros, for the order
         .set    BUFFER_BYTES, 0x100000
+        .set    FILTER_BYTES, 0x10000
+        .set    STACK_BELOW, 0x20000    // of what the kernel lays out at the start: fs/exec.c
+        .set    STACK_BYTES, 0x400000
         .set    RESULT, 0x510000        // setup, exec, status, -: int; then struct rusage
         .set    RESULT_BYTES, 160
+
+        .set    HEAD_BYTES, 16          // length, then how many arguments, variables, paths: unsigned int
 
         .set    CONTROL, 3
         .set    RULESET, 4
@@ -56,18 +63,19 @@ _start: ldr     x22, [sp]               // argc: every argument after the first 
         svc     #0
         tbnz    x0, #63, failed
 
-1:      mov     x8, #67                 // pread64(FILTER, BUFFER, 65536, 0)
+1:      sub     sp, sp, #FILTER_BYTES
+        mov     x8, #67                 // pread64(FILTER, stack, FILTER_BYTES, 0)
         mov     x0, #FILTER
-        mov     x1, x19
-        mov     x2, #0x10000
+        mov     x1, sp
+        mov     x2, #FILTER_BYTES
         mov     x3, #0
         svc     #0
-        mov     x1, #-22                // an empty file would be no filter: EINVAL
+        mov     x2, #-22                // an empty file would be no filter: EINVAL
         cmp     x0, #0
-        csel    x0, x1, x0, eq
+        csel    x0, x2, x0, eq
         tbnz    x0, #63, failed
         lsr     x0, x0, #3              // to a count of struct sock_filter
-        stp     x0, x19, [sp, #-16]!    // struct sock_fprog
+        stp     x0, x1, [sp, #-16]!     // struct sock_fprog
         mov     x8, #277                // seccomp(SECCOMP_SET_MODE_FILTER, 0, …)
         mov     x0, #1
         mov     x1, #0
@@ -79,6 +87,13 @@ _start: ldr     x22, [sp]               // argc: every argument after the first 
         mov     x0, #RULESET
         svc     #0
         mov     x0, #FILTER
+        svc     #0
+
+        mov     x8, #215                // munmap(): the stack
+        mov     x0, sp
+        sub     x0, x0, #STACK_BELOW
+        and     x0, x0, #-65536         // the largest page
+        mov     x1, #STACK_BYTES
         svc     #0
 
         mov     x8, #63                 // read(CONTROL, BUFFER, 1): the limits have been set
@@ -143,14 +158,43 @@ child:  mov     x8, #157                // setsid()
         cmp     x0, #0
         b.le    quit
         add     x22, x22, x0
-        cmp     x22, #48                // the six words of its head
+        cmp     x22, #HEAD_BYTES
         b.lo    2b
-        ldr     x0, [x19]
+        ldr     w0, [x19]
         cmp     x22, x0
         b.lo    2b
 
-        ldr     x1, [x19, #40]          // a terminal: the leader's first open makes it its own
-        cbz     x1, 5f
+        add     x21, x19, #HEAD_BYTES   // the strings; pointers to them go behind the last
+        add     x9, x19, x0
+        add     x9, x9, #7
+        and     x9, x9, #-8
+        mov     x23, x9                 // argv
+        ldr     w10, [x19, #4]
+        mov     w11, #0
+5:      cbz     w10, 6f
+        sub     w10, w10, #1
+        str     x21, [x9], #8
+0:      ldrb    w12, [x21], #1
+        cbnz    w12, 0b
+        b       5b
+6:      str     xzr, [x9], #8
+        cbnz    w11, 7f
+        mov     x24, x9                 // envp
+        ldr     w10, [x19, #8]
+        mov     w11, #1
+        b       5b
+
+7:      mov     x0, x21                 // a working directory that is not the one it has
+        ldrb    w12, [x21], #1
+        cbz     w12, 8f
+        mov     x8, #49                 // chdir
+        svc     #0
+        tbnz    x0, #63, unable
+0:      ldrb    w12, [x21], #1
+        cbnz    w12, 0b
+8:      mov     x1, x21                 // a terminal: the leader's first open makes it its own
+        ldrb    w12, [x21], #1
+        cbz     w12, 9f
         mov     x8, #56                 // openat(AT_FDCWD, terminal, O_RDWR)
         mov     x0, #-100
         mov     x2, #2
@@ -158,18 +202,31 @@ child:  mov     x8, #157                // setsid()
         tbnz    x0, #63, unable
         mov     x8, #57                 // close
         svc     #0
-5:      ldr     x0, [x19, #32]          // a working directory that is not the one it has
-        cbz     x0, 6f
-        mov     x8, #49                 // chdir
-        svc     #0
-        tbnz    x0, #63, unable
-6:      mov     x8, #57                 // close(CONTROL)
+0:      ldrb    w12, [x21], #1
+        cbnz    w12, 0b
+9:      mov     x8, #57                 // close(CONTROL)
         mov     x0, #CONTROL
         svc     #0
-        mov     x8, #221                // execve(path, argv, envp)
-        ldp     x0, x1, [x19, #8]
-        ldr     x2, [x19, #24]
+
+        ldr     w19, [x19, #12]         // how many paths there are to try
+        mov     w22, #-2                // ENOENT, where none is better
+1:      mov     x8, #221                // execve(path, argv, envp)
+        mov     x0, x21
+        mov     x1, x23
+        mov     x2, x24
         svc     #0
+        cmn     w0, #2                  // ENOENT, ENOTDIR: it is not there; EACCES: it is not for us
+        b.eq    2f
+        cmn     w0, #20
+        b.eq    2f
+        cmn     w0, #13
+        b.ne    unable
+        mov     w22, w0
+2:      ldrb    w12, [x21], #1
+        cbnz    w12, 2b
+        subs    w19, w19, #1
+        b.ne    1b
+        mov     w0, w22
 unable: neg     w0, w0                  // told to the parent through the memory that is shared
         str     w0, [x20, #4]
         mov     x8, #94

@@ -2,13 +2,20 @@
 #     as -o pid1.o pid1_x86_64.S && objcopy -O binary -j .text pid1.o pid1.bin
 # The bytes of pid1.bin stand in pid1.py; tests/isolation/test_pid1.py compares them.
 #
-# No stack is used after the first lines: the command's process shares all memory until it executes.
-# %rbx BUFFER, %rbp RESULT, %r12 the first argument, %r13 bytes read, %r14 the command's pid.
+# No stack is used after the filter, which is read onto it, and then there is none: the command's process
+# shares all memory until it executes.
+# %rbx BUFFER, %rbp RESULT, %r12 the first argument, %r14 the command's pid. In the command's process:
+# %r12 the next string, %r13 bytes read, then what execve said, %r14 argv, %r15 envp.
 
-        .set    BUFFER, 0x410000        # BUFFER_BYTES of zeros: the filter, then the order
+        .set    BUFFER, 0x410000        # BUFFER_BYTES of zeros, for the order
         .set    BUFFER_BYTES, 0x100000
+        .set    FILTER_BYTES, 0x10000
+        .set    STACK_BELOW, 0x20000    # of what the kernel lays out at the start: fs/exec.c
+        .set    STACK_BYTES, 0x400000   # vdso_addr() keeps to two mebibytes
         .set    RESULT, 0x510000        # setup, exec, status, -: int; then struct rusage
         .set    RESULT_BYTES, 160
+
+        .set    HEAD_BYTES, 16          # length, then how many arguments, variables, paths: unsigned int
 
         .set    CONTROL, 3
         .set    RULESET, 4
@@ -55,10 +62,11 @@ _start: mov     (%rsp), %r13            # argc: every argument after the first i
         test    %eax, %eax
         js      failed
 
-1:      mov     $17, %eax               # pread64(FILTER, BUFFER, 65536, 0)
+1:      sub     $FILTER_BYTES, %rsp
+        mov     $17, %eax               # pread64(FILTER, stack, FILTER_BYTES, 0)
         mov     $FILTER, %edi
-        mov     %rbx, %rsi
-        mov     $0x10000, %edx
+        mov     %rsp, %rsi
+        mov     $FILTER_BYTES, %edx
         xor     %r10d, %r10d
         syscall
         mov     $-22, %ecx              # an empty file would be no filter: EINVAL
@@ -67,7 +75,7 @@ _start: mov     (%rsp), %r13            # argc: every argument after the first i
         test    %eax, %eax
         js      failed
         shr     $3, %eax                # to a count of struct sock_filter
-        push    %rbx                    # struct sock_fprog
+        push    %rsi                    # struct sock_fprog
         push    %rax
         mov     $317, %eax              # seccomp(SECCOMP_SET_MODE_FILTER, 0, …)
         mov     $1, %edi
@@ -82,6 +90,12 @@ _start: mov     (%rsp), %r13            # argc: every argument after the first i
         syscall
         mov     $3, %eax
         mov     $FILTER, %edi
+        syscall
+
+        mov     $11, %eax               # munmap(): the stack, and a vDSO that lies above it
+        lea     -STACK_BELOW(%rsp), %rdi
+        and     $-4096, %rdi
+        mov     $STACK_BYTES, %esi
         syscall
 
         xor     %eax, %eax              # read(CONTROL, BUFFER, 1): the limits have been set
@@ -148,16 +162,51 @@ child:  mov     $112, %eax              # setsid()
         test    %rax, %rax
         jle     quit
         add     %rax, %r13
-        cmp     $48, %r13               # the six words of its head
+        cmp     $HEAD_BYTES, %r13
         jb      2b
-        cmp     (%rbx), %r13
+        mov     (%rbx), %eax
+        cmp     %rax, %r13
         jb      2b
 
-        mov     40(%rbx), %rsi          # a terminal: the leader's first open makes it its own
-        test    %rsi, %rsi
-        jz      5f
+        lea     HEAD_BYTES(%rbx), %r12  # the strings; pointers to them go behind the last
+        lea     7(%rbx, %rax), %rdi
+        and     $-8, %rdi
+        mov     %rdi, %r14              # argv
+        mov     4(%rbx), %ecx
+        xor     %edx, %edx
+5:      dec     %ecx
+        js      6f
+        mov     %r12, (%rdi)
+        add     $8, %rdi
+0:      cmpb    $0, (%r12)
+        lea     1(%r12), %r12
+        jne     0b
+        jmp     5b
+6:      movq    $0, (%rdi)
+        add     $8, %rdi
+        test    %edx, %edx
+        jnz     7f
+        mov     %rdi, %r15              # envp
+        mov     8(%rbx), %ecx
+        inc     %edx
+        jmp     5b
+
+7:      cmpb    $0, (%r12)              # a working directory that is not the one it has
+        je      8f
+        mov     $80, %eax               # chdir
+        mov     %r12, %rdi
+        syscall
+        test    %eax, %eax
+        js      unable
+0:      inc     %r12
+        cmpb    $0, (%r12)
+        jne     0b
+8:      inc     %r12
+        cmpb    $0, (%r12)              # a terminal: the leader's first open makes it its own
+        je      9f
         mov     $257, %eax              # openat(AT_FDCWD, terminal, O_RDWR)
         mov     $-100, %rdi
+        mov     %r12, %rsi
         mov     $2, %edx
         syscall
         test    %eax, %eax
@@ -165,21 +214,34 @@ child:  mov     $112, %eax              # setsid()
         mov     %eax, %edi
         mov     $3, %eax                # close
         syscall
-5:      mov     32(%rbx), %rdi          # a working directory that is not the one it has
-        test    %rdi, %rdi
-        jz      6f
-        mov     $80, %eax               # chdir
-        syscall
-        test    %eax, %eax
-        js      unable
-6:      mov     $3, %eax                # close(CONTROL)
+0:      inc     %r12
+        cmpb    $0, (%r12)
+        jne     0b
+9:      inc     %r12
+        mov     $3, %eax                # close(CONTROL)
         mov     $CONTROL, %edi
         syscall
-        mov     $59, %eax               # execve(path, argv, envp)
-        mov     8(%rbx), %rdi
-        mov     16(%rbx), %rsi
-        mov     24(%rbx), %rdx
+
+        mov     12(%rbx), %ebx          # how many paths there are to try
+        mov     $-2, %r13d              # ENOENT, where none is better
+1:      mov     $59, %eax               # execve(path, argv, envp)
+        mov     %r12, %rdi
+        mov     %r14, %rsi
+        mov     %r15, %rdx
         syscall
+        cmp     $-2, %eax               # ENOENT, ENOTDIR: it is not there; EACCES: it is not for us
+        je      2f
+        cmp     $-20, %eax
+        je      2f
+        cmp     $-13, %eax
+        jne     unable
+        mov     %eax, %r13d
+2:      inc     %r12
+        cmpb    $0, -1(%r12)
+        jne     2b
+        dec     %ebx
+        jnz     1b
+        mov     %r13d, %eax
 unable: neg     %eax                    # told to the parent through the memory that is shared
         mov     %eax, 4(%rbp)
         mov     $231, %eax

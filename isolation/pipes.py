@@ -12,6 +12,7 @@ from typing import Literal
 
 from anyio import (
     BrokenResourceError,
+    BusyResourceError,
     ClosedResourceError,
     EndOfStream,
     ResourceGuard,
@@ -79,6 +80,12 @@ class _Pipe:
             notify_closing(fd)
             os.close(fd)
 
+    def drop(self) -> None:
+        """Close it where no event loop runs any more in which somebody could wait on it."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
     async def aclose(self) -> None:
         """Close it. May be called again."""
         self.close()
@@ -116,6 +123,15 @@ class ReceivePipe(_Pipe, ByteReceiveStream):
 
 class SendPipe(_Pipe, ByteSendStream):
     """What a process reads. Closing it is the end of its input."""
+
+    def send_now(self, item: bytes) -> bool:
+        """Send PIPE_BUF bytes at the most, pipe(7), all or none; whether there was room, and nobody else
+        is sending, and somebody may read it."""
+        try:
+            with self._guard:
+                return os.write(self._open(), item) == len(item)
+        except (BlockingIOError, BrokenPipeError, BusyResourceError, ClosedResourceError):
+            return False
 
     async def send(self, item: bytes) -> None:
         """Return when all of `item` is in the pipe, which is when the process has read most of it.

@@ -1,26 +1,26 @@
 """What a sandbox will be, as plain values: a policy and a workspace compiled for this host.
 
 The gateway compiles the plan; keeper, zygote and pid 1 carry it out. It travels as JSON, so the
-zygote needs neither pydantic nor libseccomp.
+zygote needs neither pydantic nor libseccomp. The seccomp program comes after it: it takes as long to
+compile as the view does to build.
 """
 
 from __future__ import annotations
 
-import binascii
 import contextlib
 import itertools
 import json
 import os
 import stat
 import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from . import landlock
 from .errors import SetupError
+from .system import AUTHORITY, HOSTS, NETWORK_FILES, SYSTEM, TRUST_VARIABLES, TRUSTED, system_paths
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,102 +31,19 @@ HOME = "/home/agent"
 ORDER_BYTES = 160_000  # the longest order for a sandbox; under net.core.wmem_default, socket(7)
 # Directories that every sandbox has to itself, empty at its start.
 PRIVATE = ("/tmp", "/var/tmp", "/dev/shm", HOME)
+_TOO_WIDE = ("/", "/etc", "/proc", "/dev", "/sys", "/home", "/root")  # for a workspace
 # The first id that systemd documents as belonging to nobody (UIDS-GIDS.md): what a payload is on
 # the host when the caller is root.
 UNUSED_ID = 0x70000000
+FIRST = 1  # the number of an engine's first sandbox, and of the cgroup that it has
 INSIDE_ID = 1000  # of the commands, user and group
-# Enough for loaders, name services, certificates and tools; /etc itself holds secrets.
-ETC = [
-    "alternatives",
-    "ca-certificates",
-    "ca-certificates.conf",
-    "bash.bashrc",
-    "debian_version",
-    "default/locale",
-    "fonts",
-    "gai.conf",
-    "gitconfig",
-    "group",
-    "host.conf",
-    "hosts",
-    "inputrc",
-    "java-17-openjdk",
-    "java-21-openjdk",
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "locale.alias",
-    "locale.conf",
-    "localtime",
-    "magic",
-    "mailcap",
-    "mime.types",
-    "nanorc",
-    "networks",
-    "nsswitch.conf",
-    "os-release",
-    "passwd",
-    "perl",
-    "pki",
-    "profile",
-    "profile.d",
-    "protocols",
-    "python3",
-    "python3.11",
-    "python3.12",
-    "python3.13",
-    "redhat-release",
-    "rpc",
-    "services",
-    "shells",
-    "ssl/cert.pem",
-    "ssl/certs",
-    "ssl/openssl.cnf",
-    "terminfo",
-    "timezone",
-    "vim",
-    "xattr.conf",
-]
-_PARENTS = ("/", "/etc", *(f"/etc/{d}" for d in {os.path.dirname(name) for name in ETC} if d))
-_present: dict[tuple[int, ...], tuple[str, ...]] = {}  # by `system_paths`, for what it looked at
-SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt")
-# Where distributions keep the bundle of the authorities that they trust; the first wins, as in Go's
-# crypto/x509/root_linux.go.
-BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/tls/cacert.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-)
-# Of a sandbox with an authority of its own: the host's bundle with it, and it alone.
-TRUSTED, AUTHORITY = "/run/purple/ca-bundle.crt", "/run/purple/ca.crt"
-# Variables by which programs are told of a bundle that takes the place of theirs.
-TRUST_VARIABLES = (
-    "SSL_CERT_FILE",
-    "REQUESTS_CA_BUNDLE",
-    "CURL_CA_BUNDLE",
-    "GIT_SSL_CAINFO",
-    "PIP_CERT",
-    "AWS_CA_BUNDLE",
-    "CARGO_HTTP_CAINFO",
-    "DENO_CERT",
-    "NIX_SSL_CERT_FILE",
-    "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
-)
-# What a sandbox with network resolves names by, in place of the host's.
-NETWORK_FILES = {
-    "/etc/resolv.conf": "nameserver 127.0.0.1\noptions timeout:2 attempts:2\n",
-    "/etc/hosts": "127.0.0.1 localhost purple\n::1 localhost ip6-localhost ip6-loopback\n",
-}
-DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
 class Common(NamedTuple):
     """What of a plan is the same for most: it is built before there is one (ground.py). As in `Plan`."""
 
     system: tuple[str, ...]
+    runtime: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     id_maps: tuple[str, ...] = ()
     namespaces: bool = True
@@ -140,8 +57,8 @@ class Common(NamedTuple):
         """A plan that grants nothing beyond, to rehearse with."""
         return Plan(
             system=self.system, devices=self.devices, id_maps=self.id_maps,
-            namespaces=self.namespaces, read=(), write=(), workspace=None, workspace_writable=False,
-            tmp_bytes=1 << 20, seccomp="", environment={}, memory_bytes=None, cpu_cores=None,
+            namespaces=self.namespaces, read=self.runtime, runtime=self.runtime, write=(), workspace=None, workspace_writable=False,
+            tmp_bytes=1 << 20, environment={}, memory_bytes=None, cpu_cores=None,
             processes=None, open_files=None, disk_bytes=None, io_bytes_per_second=None,
             landlock_abi=landlock.abi_version(),
         )  # fmt: skip
@@ -153,15 +70,19 @@ class Plan(NamedTuple):
     No dataclass: that module alone takes the keeper longer to import than all else here.
 
     Attributes:
+        read: Includes `runtime`.
+        runtime: Roots of the Python that the caller uses, which every plan of its grants.
         tmp_bytes: What a sandbox's private file systems hold together.
         disk_bytes: Size of the largest file that it may make.
         landlock_abi: The rights that it is held to by Landlock; 0 holds nothing by it.
         authority: A certificate, PEM, that programs inside trust beside the host's; "" adds none.
         network: Whether the gateway is to hold the way out of each sandbox; else there is none.
+        asks: Whether programs may ask for names that /etc/hosts does not have: see hosts.py.
         files: Small files of the view, by absolute path, that take the place of the host's.
         devices: Nodes beyond /dev/null and its like.
         id_maps: How several ids are mapped (subordinate.py); empty: there is one.
         namespaces: Whether sandboxes have any; else Landlock, seccomp and rlimits are all (warden.py).
+        may_chdir: Whether the filter lets every chdir(2) be.
     """
 
     system: tuple[str, ...]
@@ -170,7 +91,6 @@ class Plan(NamedTuple):
     workspace: str | None
     workspace_writable: bool
     tmp_bytes: int
-    seccomp: str
     environment: Mapping[str, str]
     memory_bytes: int | None
     cpu_cores: float | None
@@ -181,14 +101,17 @@ class Plan(NamedTuple):
     landlock_abi: int
     authority: str = ""
     network: bool = False
+    asks: bool = False
     files: Mapping[str, str] = MappingProxyType({})
     devices: tuple[str, ...] = ()
     id_maps: tuple[str, ...] = ()
     namespaces: bool = True
+    may_chdir: bool = True
+    runtime: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
-        """For the wire to the keeper."""
-        return json.dumps({**self._asdict(), "files": dict(self.files)}).encode()
+        """For the wire to keeper and zygote; without the environment, which comes with each order."""
+        return json.dumps({**self._asdict(), "files": dict(self.files), "environment": {}}).encode()
 
     @staticmethod
     def from_json(text: bytes) -> Plan:
@@ -207,7 +130,18 @@ class Plan(NamedTuple):
     @property
     def common(self) -> Common:
         """What of it can be built before the rest is known."""
-        return Common(self.system, self.devices, self.id_maps, self.namespaces)
+        return Common(self.system, self.runtime, self.devices, self.id_maps, self.namespaces)
+
+    @property
+    def granted(self) -> tuple[str, ...]:
+        """All trees that are granted."""
+        return (*self.read, *self.write, *([self.workspace] if self.workspace else []))
+
+    @property
+    def buried(self) -> tuple[str, ...]:
+        """Those below a directory that is private inside: they are put back on top of it."""
+        private = tuple(f"{path}/" for path in PRIVATE)
+        return tuple(path for path in self.granted if path.startswith(private))
 
     @property
     def names_threads(self) -> bool:
@@ -218,34 +152,6 @@ class Plan(NamedTuple):
         """
         return "/dev/nvidiactl" in self.devices or "/dev/dxg" in self.devices
 
-    @property
-    def bpf(self) -> bytes:
-        """The seccomp program."""
-        return binascii.a2b_base64(self.seccomp)
-
-
-def system_paths(more: Iterable[str] = ()) -> tuple[str, ...]:
-    """What every sandbox sees of the host, as far as this host has it."""
-    looked = _look()
-    found = _present.get(looked)
-    # A change in the same tick of the kernel's, some milliseconds, as another leaves no trace.
-    if found is None or time.time_ns() - max(looked[1::2]) < 1_000_000_000:
-        paths = (*SYSTEM, *(f"/etc/{name}" for name in ETC))
-        found = tuple(path for path in paths if os.path.lexists(path))
-        _present.clear()
-        _present[looked] = found
-    return (*found, *filter(os.path.lexists, more))
-
-
-def _look() -> tuple[int, ...]:
-    """What differs when one of `SYSTEM` or `ETC` has come or gone: inodes and times of change."""
-    found: list[int] = []
-    for directory in _PARENTS:
-        with contextlib.suppress(OSError):
-            status = os.stat(directory)
-            found += [status.st_ino, status.st_ctime_ns]
-    return tuple(found)
-
 
 def compile_plan(
     policy: Policy,
@@ -254,6 +160,8 @@ def compile_plan(
     authority: str = "",
     variables: Mapping[str, str] | None = None,
     hosts: str = "",
+    asks: bool = False,
+    checks_calls: bool = True,
 ) -> Plan:
     """Resolve `policy` on this host.
 
@@ -263,6 +171,9 @@ def compile_plan(
         authority: Certificate, PEM, that programs inside trust, too; "" for none.
         variables: What the way out adds to the environment; wins over all others.
         hosts: What it adds to /etc/hosts.
+        asks: Whether it has addresses for more names than these.
+        checks_calls: Whether to look for what is wrong with `syscalls`, too; who does not calls
+            `compile_program`, which does.
 
     Raises:
         SetupError: the workspace, a granted path or a GPU does not exist, the system-call list does
@@ -271,7 +182,7 @@ def compile_plan(
     """
     from . import fallback, subordinate
     from .devices import grant_gpus
-    from .seccomp import compile_filter
+    from .seccomp import is_free
 
     if sentences := policy.unsupported():
         raise SetupError(
@@ -285,32 +196,20 @@ def compile_plan(
         if not workspace.is_dir():
             raise SetupError(f"workspace {workspace} is not a directory; create it or name another")
         workspace = workspace.resolve()
-        if str(workspace) in (
-            "/",
-            *SYSTEM,
-            "/etc",
-            "/proc",
-            "/dev",
-            "/sys",
-            "/tmp",
-            "/home",
-            "/root",
-        ):
+        if str(workspace) in (*_TOO_WIDE, *SYSTEM, *PRIVATE):
             raise SetupError(f"workspace {workspace} is too wide; name the project's own directory")
+        if any(
+            f"{home}/".startswith(f"{workspace}/") for home in _homes(os.environ.get("HOME", ""))
+        ):
+            raise SetupError(
+                f"workspace {workspace} is your home directory, or holds it: every key and password in "
+                "it would be the sandbox's; name the project's own directory"
+            )
     namespaces = not policy.dangerously_without_namespaces or not fallback.namespaces_errno()
     if not namespaces:
         fallback.check_accepted(policy)
     maps = subordinate.id_maps() if policy.user == "root" and namespaces else ()
     write = _granted("write", policy.filesystem.write, workspace)
-    written = write if workspace is None or mode != "write" else (str(workspace), *write)
-    try:
-        program = compile_filter(
-            policy, apart=namespaces, refused_mode=_refused_mode(maps, written)
-        )
-    except ImportError as error:
-        raise SetupError("libseccomp is missing; install it: apt install libseccomp2") from error
-    except (ValueError, OSError) as error:
-        raise SetupError(str(error)) from error
     try:
         devices, facts = grant_gpus(policy.devices.gpu)
     except ValueError as error:
@@ -319,11 +218,14 @@ def compile_plan(
     network = not policy.network.isolated
     files = {**NETWORK_FILES} if network else {}
     if network:
-        files["/etc/hosts"] += hosts
-    interpreters = _interpreters()
-    return Plan(
+        files[HOSTS] += hosts
+    runtime = interpreters()
+    with _in_words():
+        may_chdir = is_free(policy, "chdir")
+    plan = Plan(
         system=tuple(path for path in system_paths(facts) if path not in files),
-        read=(*interpreters, *_granted("read", policy.filesystem.read, workspace)),
+        runtime=runtime,
+        read=(*runtime, *_granted("read", policy.filesystem.read, workspace)),
         write=write,
         workspace=None if workspace is None else str(workspace),
         workspace_writable=mode == "write",
@@ -331,7 +233,6 @@ def compile_plan(
             policy.filesystem.tmp_bytes,
             sys.maxsize if resources.disk_bytes is None else resources.disk_bytes,
         ),
-        seccomp=binascii.b2a_base64(program, newline=False).decode(),
         environment={
             **_environment(policy),
             **(dict.fromkeys(("USER", "LOGNAME"), "root") if maps else {}),
@@ -341,6 +242,7 @@ def compile_plan(
         },
         authority=authority,
         network=network,
+        asks=network and asks,
         files=files,
         devices=devices,
         id_maps=maps,
@@ -352,7 +254,34 @@ def compile_plan(
         disk_bytes=resources.disk_bytes,
         io_bytes_per_second=resources.io_bytes_per_second,
         landlock_abi=landlock.abi_version(),
+        may_chdir=may_chdir,
     )
+    if checks_calls:
+        compile_program(policy, plan)
+    return plan
+
+
+def compile_program(policy: Policy, plan: Plan) -> bytes:
+    """The seccomp program for commands of `policy`, whose plan this is.
+
+    Raises:
+        SetupError: the system-call list does not compile; the text names the key.
+    """
+    from .seccomp import compile_filter
+
+    with _in_words():
+        return compile_filter(policy, apart=plan.namespaces, refused_mode=_refused_mode(plan))
+
+
+@contextlib.contextmanager
+def _in_words() -> Generator[None]:
+    """What seccomp.py raises, as `SetupError`."""
+    try:
+        yield
+    except ImportError as error:
+        raise SetupError("libseccomp is missing; install it: apt install libseccomp2") from error
+    except (ValueError, OSError) as error:
+        raise SetupError(str(error)) from error
 
 
 @cache  # each call of a command asks
@@ -364,7 +293,7 @@ def _directories(*trees: tuple[str, ...] | str) -> tuple[str, ...]:
     return tuple(f"{path}/" for path in paths if path)
 
 
-def _interpreters() -> tuple[str, ...]:
+def interpreters() -> tuple[str, ...]:
     """Roots of the Python that the caller uses, where it is not system software already.
 
     Read-only also where they lie in the workspace: a change there would run outside, in the caller.
@@ -375,16 +304,18 @@ def _interpreters() -> tuple[str, ...]:
     )
 
 
-def _refused_mode(maps: Sequence[str], written: Iterable[str]) -> int:
+def _refused_mode(plan: Plan) -> int:
     """Of setuid and setgid, what commands may not set.
 
     With several ids nothing of it: to unpack what has such files is what they are for, and CAP_FSETID
     would keep the bit on a file that open(2) has made. Where a tree that is written to has setgid
     directories, tools set that bit again whenever they set the others.
     """
-    if maps:
+    if plan.id_maps:
         return 0
-    for tree in written:
+    for tree in (plan.workspace if plan.workspace_writable else None, *plan.write):
+        if tree is None:
+            continue
         with contextlib.suppress(OSError):
             if os.stat(tree).st_mode & stat.S_ISGID:
                 return stat.S_ISUID
@@ -404,7 +335,22 @@ def _granted(key: str, paths: tuple[str, ...], workspace: Path | None) -> tuple[
                 f"filesystem.{key}: {path} does not exist; create it or remove the grant"
             )
         granted.append(str(full.resolve()))
+        if granted[-1] in PRIVATE:
+            raise SetupError(
+                f"filesystem.{key}: each sandbox has {path} to itself, empty; grant what is in it"
+            )
     return tuple(granted)
+
+
+@cache  # each engine asks, and accounts are slow to look up
+def _homes(named: str) -> tuple[str, ...]:
+    """The caller's home directory, as its environment names it and as the system's accounts do."""
+    import pwd
+
+    homes = [named]
+    with contextlib.suppress(KeyError):  # an id without an account
+        homes.append(pwd.getpwuid(os.getuid()).pw_dir)
+    return tuple(os.path.realpath(path) for path in homes if path.startswith("/") and path != "/")
 
 
 def _environment(policy: Policy) -> dict[str, str]:

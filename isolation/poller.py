@@ -100,7 +100,12 @@ class Poller:
         for fd, events in self._epoll.poll(0):
             for side, others in ((0, select.EPOLLOUT), (1, select.EPOLLIN)):
                 if events & ~others and (call := self._on.get(fd, _NEITHER)[side]) is not None:
-                    call[0](*call[1])
+                    try:
+                        call[0](*call[1])
+                    except Exception as error:  # the others in this list are told no other time
+                        self._loop.call_exception_handler(
+                            {"message": f"Exception in callback {call[0]!r}", "exception": error}
+                        )
 
 
 def _mask(reader: _Call | None, writer: _Call | None) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from anyio.abc import AsyncResource
 
 from .cancellation import uncancelled
-from .command import resolve
+from .errors import SetupError
 from .execution import Execution, Shared
 from .pipes import Ends, ReceivePipe, SendPipe, Stderr, Stdin, open_pipes
 
@@ -33,6 +33,13 @@ class Held:
     execution: Execution
     task: asyncio.Task[Result]
     ends: Ends
+
+    def met_memory_limit(self) -> bool:
+        """Whether somebody in it was killed for memory; whoever else is there will be."""
+        if self.task.done():  # its cgroup may be another's
+            return self.task.result().reason == "out_of_memory"
+        meter = self.execution.meter
+        return meter is not None and meter.oom_kills() > 0
 
     async def ended(self) -> None:
         """Wait until nothing of it is left; raises nothing of what became of it."""
@@ -59,16 +66,21 @@ async def spawn(
     stderr: Stderr, wall_seconds: float | None, membership: Membership | None,
 ) -> Held:  # fmt: skip
     """Start a process; arguments and errors as of `Engine.start`."""
-    command = resolve(shared.plan, argv, cwd, env)
+    command = shared.commands.command(argv, cwd, env)
+    shared.commands.find(command)  # whoever starts it is told at once
+    order = command.order()
     marks = shared.look()
-    theirs, ours = open_pipes(stdin, stderr)
     try:
-        started = await shared.link.spawn((theirs.stdin, theirs.stdout, theirs.stderr), marks)
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        theirs.close()
+        theirs, ours = open_pipes(stdin, stderr)
+        try:
+            started = await shared.link.spawn((theirs.stdin, theirs.stdout, theirs.stderr), marks)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+    except OSError as error:  # EMFILE
+        raise SetupError(f"no sandbox can be prepared: {error}") from error
     shared.ways.open(started)
     execution = Execution(
         shared, started, marks, argv[0], asked_seconds=wall_seconds, membership=membership
@@ -76,7 +88,7 @@ async def spawn(
 
     async def live() -> Result:
         try:
-            return await execution.carry_out(lambda: shared.link.launch(started, command))
+            return await execution.carry_out(order)
         finally:
             shared.link.gone(started)
 
@@ -124,6 +136,10 @@ class Process(AsyncResource):
         """How it ended; None while it runs. Raises as `wait` does."""
         return self._held.task.result() if self._held.task.done() else None
 
+    def met_memory_limit(self) -> bool:
+        """Whether somebody in it was killed at `resources.memory_limit`, which ends all of it."""
+        return self._held.met_memory_limit()
+
     async def wait(self) -> Result:
         """Wait until nothing of it is left. What it wrote can still be received then.
 
@@ -140,7 +156,11 @@ class Process(AsyncResource):
         return self._held.task.result()
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to its process group; nothing when it has ended."""
+        """Send a signal to its process group; nothing when it has ended.
+
+        Raises:
+            ValueError: there is no such signal.
+        """
         self._held.signal(number)
 
     def terminate(self) -> None:
@@ -154,7 +174,14 @@ class Process(AsyncResource):
     async def aclose(self) -> None:
         """End it and close its streams; returns when nothing of it is left."""
         self.kill()  # first: it is not to die of SIGPIPE, or to read an end of file
-        for pipe in (self._stdin, self._stdout, self._stderr):
-            if pipe is not None:
-                pipe.close()
+        for pipe in self._pipes():
+            pipe.close()
         await self._held.end()
+
+    def drop(self) -> None:
+        """Close its streams when its engine has been closed, and the engine's event loop with it."""
+        for pipe in self._pipes():
+            pipe.drop()
+
+    def _pipes(self) -> list[ReceivePipe | SendPipe]:
+        return [pipe for pipe in (self._stdin, self._stdout, self._stderr) if pipe is not None]

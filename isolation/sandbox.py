@@ -5,37 +5,31 @@ Theory of operation
     locked down, in their cgroup, their pid 1 waiting for its order. A run takes one, sends the
     order, and asks for a replacement. The result is returned when the kernel says that the whole
     pid namespace is gone. Whoever stops waiting kills it. What becomes of one command is
-    execution.py's. A file operation goes to a sandbox whose command has been launched already: an
-    interpreter that holds fileops.py and waits for one request on its stdin. A process (process.py)
-    has a sandbox made for it, whose pipes are its caller's.
+    execution.py's. A file operation (operation.py) goes to a sandbox whose command has been launched
+    already: an interpreter that waits for one. A process (process.py) has a sandbox made for it, whose
+    pipes are its caller's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import dataclasses
-import json
-import os
-import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from . import fallback, inside
+from . import fallback
 from .cancellation import uncancelled
-from .command import Command, resolve
+from .command import Commands
 from .enforcement import Enforcement, enforcement_of
-from .errors import CommandNotFound, EnforcementError, OperationError, SetupError
+from .errors import EnforcementError
 from .execution import Execution, Shared
 from .guard import Guard
 from .link import Link
 from .loopthread import is_on_asyncio
-from .plan import compile_plan
+from .operation import Operation, have_interpreter
+from .plan import compile_plan, compile_program
 from .pool import Pool, Ready, prepare
 from .result import Result
-from .seccomp import compile_operation_filter
-from .started import Started
 from .streams import OnOutput
 from .view import View
 from .ways import Membership, Ways
@@ -43,12 +37,13 @@ from .ways import Membership, Ways
 if TYPE_CHECKING:
     from ..policies import Grant, Policy
     from .abroad import Abroad
+    from .egress.connections import Connection
     from .egress.dial import Resolve
     from .pipes import Stderr, Stdin
     from .process import Held, Process
+    from .standing import Sandbox
 
 _LEAST_READY, _MOST_READY = 2, 16
-_MAX_OPERATION_BYTES = 64 << 20
 
 
 class Engine:
@@ -83,9 +78,8 @@ class Engine:
         self._abroad: Abroad | None = None
         self._shared: Shared | None = None
         self._processes: set[Held] = set()
-        self._commands = Pool(
-            self._make_command, self._discard, least=_LEAST_READY, most=_MOST_READY
-        )
+        least, most = _LEAST_READY, _MOST_READY
+        self._commands = Pool(self._make_command, self._discard, least=least, most=most)
         # An interpreter takes a second core's ten milliseconds to start and megabytes to wait: the
         # first is made when the first operation comes.
         self._operators = Pool(self._make_operator, self._discard, least=0, most=2)
@@ -106,6 +100,11 @@ class Engine:
         """What its sandboxes see, asked from outside. Raises `RuntimeError` before entering."""
         return View(self.policy, self._entered.plan, self._entered.guard)
 
+    @property
+    def credentials(self) -> Mapping[str, str]:
+        """Names and values of what its egress puts into requests; {} before it has been entered."""
+        return self._ways.credentials
+
     async def __aenter__(self) -> Engine:
         if not is_on_asyncio():
             from .abroad import Abroad
@@ -121,12 +120,16 @@ class Engine:
             self._shared = await self._build()
             self._commands.start()  # their sandboxes are asked for before it is known that there is a view
             self._operators.start()
+            await asyncio.sleep(0)  # now the first has been
+            self._link.restrict(
+                compile_program(self.policy, self._shared.plan)
+            )  # while it is built
             await self._link.built()
             self._ways.listen(self.policy.network)
+            return self
         except BaseException:
             await uncancelled(self._end())
             raise
-        return self
 
     async def _build(self) -> Shared:
         network, files = self.policy.network, self.policy.filesystem
@@ -137,6 +140,8 @@ class Engine:
             authority=egress.certificate if egress is not None else "",
             variables=egress.environment if egress is not None else {},
             hosts=egress.hosts_file if egress is not None else "",
+            asks=egress is not None and egress.asks,
+            checks_calls=False,
         )  # fmt: skip
         found = await self._link.open(plan)
         enforcement = enforcement_of(found, plan)
@@ -154,11 +159,13 @@ class Engine:
         return Shared(
             policy=self.policy, plan=plan, enforcement=enforcement, link=self._link,
             guard=Guard(plan.workspace, files.hide, protect), ways=self._ways,
+            commands=Commands(plan),
         )  # fmt: skip
 
     def program(self, argv: Sequence[str]) -> str:
         """Absolute path of what `argv` starts. Raises `CommandNotFound`."""
-        return resolve(self._entered.plan, argv, "", None).program
+        commands = self._entered.commands
+        return commands.find(commands.command(argv, "", None))
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
@@ -170,18 +177,13 @@ class Engine:
         else:
             await uncancelled(self._end())
 
-    @property
-    def credentials(self) -> Mapping[str, str]:
-        """Names and values of what its egress puts into requests; {} before it has been entered."""
-        return self._ways.credentials
-
     async def _end(self) -> None:
-        for held in self._processes:
-            held.execution.kill()
+        await self._commands.aclose()  # first, so that nothing is begun any more
+        await self._operators.aclose()
+        if self._shared is not None:
+            await self._shared.running.end()
         if self._processes:
             await asyncio.wait({held.task for held in self._processes})
-        await self._commands.aclose()
-        await self._operators.aclose()
         await self._close()
 
     async def _close(self) -> None:
@@ -213,29 +215,35 @@ class Engine:
                 the policy says `network.loopback: sandbox`. None: of nobody.
 
         Raises:
-            CommandNotFound: no such executable or cwd inside.
+            CommandNotFound: no such executable or cwd inside, or more arguments than fit.
             SetupError: the sandbox could not be built.
+            ProtectionError: what it made under a protected name could not be moved aside.
 
         A cancelled caller leaves nothing behind: the sandbox is killed first.
         """
         if self._abroad is not None:
             return await self._abroad.run(argv, cwd, env, stdin, wall_seconds, on_output, session)
-        command = resolve(self._entered.plan, argv, cwd, env)
-        pooled = not stdin
-        ready = await (self._take(self._commands) if pooled else self._prepare("pipe"))
-        if not pooled:
-            self._ways.open(ready.started)
-        for output in (ready.stdout, ready.stderr):
-            output.keep_bytes = self.policy.resources.output_bytes
-            output.on_output = on_output
-        membership = None if session is None else Membership(session)
+        shared = self._entered
+        order = shared.commands.order(argv, cwd, env)
+        ready = await (self._prepare("pipe") if stdin else self._take(self._commands))
         try:
-            return await self._complete(
-                ready, argv[0], lambda: self._start(ready, command, stdin), wall_seconds, membership
-            )
+            if stdin:
+                self._ways.open(ready.started)
+                self._keep_output(ready)
+                ready.write_stdin(stdin)
+            if ready.started.directory and not cwd:  # it was made before there was a workspace
+                order = shared.commands.order(argv, ready.started.directory, env)
+            if on_output is not None:
+                ready.stdout.on_output = ready.stderr.on_output = on_output
+            execution = Execution(
+                shared, ready.started, ready.marks, argv[0], asked_seconds=wall_seconds,
+                outputs=(ready.stdout, ready.stderr),
+                membership=None if session is None else Membership(session),
+            )  # fmt: skip
+            return await execution.carry_out(order, self._commands.refill)
         finally:
-            if pooled:
-                self._commands.done()
+            # After the caller has gone on.
+            ready.started.loop.call_soon(self._over, ready, None if stdin else self._commands)
 
     async def start(
         self, argv: Sequence[str], *, cwd: str = "", env: Mapping[str, str] | None = None,
@@ -262,6 +270,22 @@ class Engine:
         held = await self._spawn(argv, cwd, env, stdin, stderr, wall_seconds, membership)
         return Process(held)
 
+    async def sandbox(
+        self, *, session: Hashable = None, name: str = "sandbox", wall_seconds: float | None = None
+    ) -> Sandbox:
+        """Have one sandbox for several commands, which share what it has of its own.
+
+        Args:
+            session, name: As in `start`.
+            wall_seconds: Killed after that; the policy's `timeout` bounds it.
+
+        Raises:
+            SetupError: as `start`, or there is no Python in its view.
+        """
+        from .standing import stand
+
+        return await stand(self, session, name, wall_seconds)
+
     async def call(
         self, operation: str, arguments: Mapping[str, Any], *, grant: Grant | None = None
     ) -> Result:
@@ -281,37 +305,16 @@ class Engine:
         """
         if self._abroad is not None:
             return await self._abroad.call(operation, arguments, grant)
-        question = json.dumps(
-            {"operation": operation, "arguments": dict(arguments), "grant": _kept(grant)}
-        ).encode()
+        asked = Operation(operation, arguments, grant)
         ready = await self._take(self._operators)
-        if grant is not None and grant.hosts:
-            self._ways.open(ready.started, grant.hosts)
-        else:
-            ready.started.close_doors()  # it has no business with the network
         try:
-            result = await self._complete(
-                ready, sys.executable, lambda: ready.write_stdin(question)
-            )
-        except CommandNotFound as error:
-            raise SetupError(f"file tools need Python inside the sandbox: {error}") from error
+            if grant is not None and grant.hosts:
+                self._ways.open(ready.started, grant.hosts)
+            else:
+                ready.started.close_doors()  # it has no business with the network
+            return await asked.carry_out(self._entered, ready, self._operators.refill)
         finally:
-            self._operators.done()
-        try:
-            answer = json.loads(result.stdout)
-        except ValueError:
-            said = result.stderr.decode(errors="replace")[-200:]
-            raise OperationError(
-                "EIO", f"{operation} was ended: {result.reason} {said}".rstrip()
-            ) from None
-        if "code" in answer:
-            raise OperationError(answer["code"], answer["message"])
-        narrowed = None
-        if grant is not None:
-            narrowed = {**grant.to_json(), "landlock_abi": answer["landlock_abi"]}
-        return dataclasses.replace(
-            result, value=answer["value"], narrowed=narrowed, stdout=b"", stdout_bytes=0
-        )
+            ready.started.loop.call_soon(self._over, ready, self._operators)
 
     async def run_with(
         self,
@@ -322,6 +325,7 @@ class Engine:
         terminal: Callable[[int], None] | None = None,
         cwd: str = "",
         env: Mapping[str, str] | None = None,
+        on_end: Callable[[tuple[Connection, ...]], None] | None = None,
     ) -> Result:
         """Run `argv` on the caller's own descriptors, as `purple run` does.
 
@@ -332,26 +336,17 @@ class Engine:
             terminal: When given, the command gets a terminal of the sandbox's own in place of each
                 of `fds` that is one; called with its other side before the command starts.
             cwd, env: As in `run`.
+            on_end: Called with what it connected to, also when the caller is cancelled.
 
         On asyncio's event loop alone, like its queue.
         """
         if self._abroad is not None:
             raise RuntimeError("run_with needs asyncio's event loop; elsewhere use start")
-        shared = self._entered
-        command = resolve(shared.plan, argv, cwd, env)
-        tty = [i for i, fd in enumerate(fds) if os.isatty(fd)] if terminal is not None else []
-        marks = shared.look()
-        started = await self._link.spawn(fds, marks, tty)
-        self._ways.open(started)
-        if terminal is not None:
-            terminal(started.master)
-        forward = asyncio.create_task(self._forward(signals, started))
-        execution = Execution(shared, started, marks, argv[0])
-        try:
-            return await execution.carry_out(lambda: self._link.launch(started, command))
-        finally:
-            forward.cancel()
-            self._link.gone(started)
+        from .attached import run_with
+
+        return await run_with(
+            self._entered, argv, fds, signals=signals, terminal=terminal, cwd=cwd, env=env, on_end=on_end
+        )  # fmt: skip
 
     async def _spawn(
         self, argv: Sequence[str], cwd: str, env: Mapping[str, str] | None, stdin: Stdin,
@@ -375,60 +370,37 @@ class Engine:
 
     async def _take(self, pool: Pool) -> Ready:
         """One whose covers and read-only paths are those of now."""
-        while (ready := await pool.take()).marks != self._entered.look():
-            self._discard(ready)
-            pool.done()
-        return ready
+        while True:
+            ready = pool.take_ready() or await pool.take()
+            try:
+                if ready.marks == self._entered.look():
+                    return ready
+            except BaseException:
+                self._over(ready, pool)
+                raise
+            self._over(ready, pool)
 
     async def _make_command(self) -> Ready:
         ready = await self._prepare("null")
         self._ways.open(ready.started)
+        self._keep_output(ready)
         return ready
 
     async def _make_operator(self) -> Ready:
         ready = await self._prepare("pipe")
-        ready.stdout.keep_bytes = _MAX_OPERATION_BYTES
-        ready.stderr.keep_bytes = 4096
-        python = os.path.realpath(sys.executable)
-        argv = [python, "-I", "-S", "-c", inside.program()]
-        self._link.launch(ready.started, resolve(self._entered.plan, argv, "", None))
+        have_interpreter(ready, self._entered.commands)
         return ready
 
-    def _start(self, ready: Ready, command: Command, stdin: bytes) -> None:
-        if ready.stdin >= 0:
-            ready.write_stdin(stdin)
-        self._link.launch(ready.started, command)
+    def _keep_output(self, ready: Ready) -> None:
+        ready.stdout.keep_bytes = ready.stderr.keep_bytes = self.policy.resources.output_bytes
 
-    async def _complete(
-        self, ready: Ready, name: str, launch: Callable[[], None],
-        asked_seconds: float | None = None, membership: Membership | None = None,
-    ) -> Result:  # fmt: skip
-        """Start what `ready` holds, wait for its end, and give it back."""
-        execution = Execution(
-            self._entered, ready.started, ready.marks, name, asked_seconds=asked_seconds,
-            outputs=(ready.stdout, ready.stderr), membership=membership,
-        )  # fmt: skip
-        try:
-            return await execution.carry_out(launch)
-        finally:
-            asyncio.get_running_loop().call_soon(self._discard, ready)  # after the caller goes on
+    def _over(self, ready: Ready, pool: Pool | None) -> None:
+        self._discard(ready)
+        if pool is not None:
+            pool.done()
 
     def _discard(self, ready: Ready) -> None:
         ready.started.kill()
         self._ways.drop(ready.started)
         ready.close()
         self._link.gone(ready.started)
-
-    async def _forward(self, signals: asyncio.Queue[int], started: Started) -> None:
-        while True:
-            self._link.signal(started, await signals.get())
-
-
-def _kept(grant: Grant | None) -> dict[str, Any] | None:
-    """A grant for narrowing.py; None keeps all."""
-    if grant is None or grant.scope != "call":
-        return None
-    program = compile_operation_filter(writes=bool(grant.write), connects=bool(grant.hosts))
-    return {
-        "read": grant.read, "write": grant.write, "filter": base64.b64encode(program).decode()
-    }  # fmt: skip

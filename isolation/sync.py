@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .enforcement import Enforcement
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from ..policies import Grant, Policy
     from .pipes import Stderr, Stdin
     from .process import Held
+    from .standing import Sandbox
 
 
 class SyncEngine:
@@ -113,6 +113,65 @@ class SyncEngine:
             raise
         return SyncProcess(made[0], self._home)
 
+    def sandbox(
+        self, *, session: Hashable = None, name: str = "sandbox", wall_seconds: float | None = None
+    ) -> SyncSandbox:
+        """As `Engine.sandbox`."""
+        made: list[Sandbox] = []
+
+        async def stand() -> None:
+            made.append(
+                await self._engine.sandbox(session=session, name=name, wall_seconds=wall_seconds)
+            )
+
+        try:
+            self._home.wait(stand())
+        except BaseException:
+            for sandbox in made:  # it came when its caller had been interrupted
+                self._home.wait(sandbox.aclose())
+            raise
+        return SyncSandbox(made[0], self._home)
+
+
+class SyncSandbox:
+    """One sandbox for several commands. Made by `SyncEngine.sandbox`; otherwise as `Sandbox`.
+
+    Several threads may run commands in it at once.
+    """
+
+    def __init__(self, sandbox: Sandbox, home: LoopThread) -> None:
+        self._sandbox = sandbox
+        self._home = home
+
+    @property
+    def result(self) -> Result | None:
+        """As `Sandbox.result`."""
+        return self._sandbox.result
+
+    def run(
+        self, argv: Sequence[str], *, cwd: str = "", env: Mapping[str, str] | None = None,
+        stdin: bytes = b"", wall_seconds: float | None = None, on_output: OnOutput | None = None,
+    ) -> Result:  # fmt: skip
+        """As `Sandbox.run`; `on_output` is called in the engine's thread."""
+        return self._home.wait(
+            self._sandbox.run(
+                argv, cwd=cwd, env=env, stdin=stdin, wall_seconds=wall_seconds, on_output=on_output
+            )
+        )
+
+    def close(self) -> None:
+        """End it; returns when nothing of it is left. May be called again, and after its engine's end."""
+        if self._home.is_open:
+            self._home.wait(self._sandbox.aclose())
+        else:
+            self._sandbox.drop()
+
+    def __enter__(self) -> SyncSandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 class SyncProcess:
     """A command that runs in a sandbox of its own. Made by `SyncEngine.start`.
@@ -167,8 +226,5 @@ class SyncProcess:
     def __enter__(self) -> SyncProcess:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 Effect = Literal["ended", "refused", "slowed", "cut"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Counters:
     """What a cgroup has counted. None where this kernel or hierarchy has no such figure.
 
@@ -107,25 +107,36 @@ def merge(counters: Counters | None, report: Mapping[str, Any]) -> Usage:
     The larger figure of I/O counts: a cgroup counts a write when it reaches the device, which for
     most commands is after their end; getrusage(2) counts it when the page is made dirty.
     """
-    known = counters or Counters()
+    read, written = report.get("read_bytes"), report.get("written_bytes")
+    if counters is None:
+        return Usage(
+            counted_by="rusage",
+            cpu_seconds=report.get("cpu_seconds"),
+            memory_peak_bytes=report.get("memory_peak_bytes"),
+            processes_peak=report.get("processes_peak"),
+            read_bytes=read,
+            written_bytes=written,
+            disk_bytes=report.get("disk_bytes"),
+        )
+    cpu, peak, processes = (
+        counters.cpu_seconds, counters.memory_peak_bytes, counters.processes_peak
+    )  # fmt: skip
     return Usage(
-        counted_by="rusage" if counters is None else "cgroup",
-        cpu_seconds=_first(known.cpu_seconds, report.get("cpu_seconds")),
-        cpu_throttled_seconds=known.throttled_seconds,
-        memory_peak_bytes=_first(known.memory_peak_bytes, report.get("memory_peak_bytes")),
-        processes_peak=_first(known.processes_peak, report.get("processes_peak")),
-        read_bytes=_larger(known.read_bytes, report.get("read_bytes")),
-        written_bytes=_larger(known.written_bytes, report.get("written_bytes")),
+        counted_by="cgroup",
+        cpu_seconds=report.get("cpu_seconds") if cpu is None else cpu,
+        cpu_throttled_seconds=counters.throttled_seconds,
+        memory_peak_bytes=report.get("memory_peak_bytes") if peak is None else peak,
+        processes_peak=report.get("processes_peak") if processes is None else processes,
+        read_bytes=_larger(counters.read_bytes, read),
+        written_bytes=_larger(counters.written_bytes, written),
         disk_bytes=report.get("disk_bytes"),
     )
 
 
-def _first(a: Any, b: Any) -> Any:
-    return b if a is None else a
-
-
 def _larger(a: int | None, b: int | None) -> int | None:
-    return max((n for n in (a, b) if n is not None), default=None)
+    if a is None or b is None:
+        return b if a is None else a
+    return a if a > b else b
 
 
 def _amount(value: float, unit: str) -> str:

@@ -26,10 +26,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from . import capabilities, landlock, leftovers, libc, pid1
-from .lockdown import Home
-from .plan import DEVICES, HOME, Plan
+from .lockdown import Home, read_filter
+from .plan import HOME, Plan
 from .rlimits import set_limit
 from .slot import Slot
+from .system import DEVICES
 from .watcher import parents
 
 # Of /proc what names no process; of sockets and the kernel's memory nothing.
@@ -76,7 +77,7 @@ class WardedSlot(Slot):
             zygote = os.getpid()
             self.pid_1 = os.fork()
             if self.pid_1 == 0:
-                _become_warden(plan, [*sources, ruleset], self._place, zygote)
+                _become_warden(plan, [*sources, ruleset], read_filter(bpf), self._place, zygote)
             _WARDENS.add(self.pid_1)
             self.pidfd = os.pidfd_open(self.pid_1)
             for file in group():
@@ -95,8 +96,7 @@ class WardedSlot(Slot):
 
     def kill(self) -> None:
         """Have the warden end everything."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+        os.kill(self.pid_1, signal.SIGTERM)
 
     def release(self) -> None:
         """As `Slot.release`; ends what a warden that was killed has left."""
@@ -139,8 +139,11 @@ def _on_signal(*_: object) -> None:
     raise _Ended
 
 
-def _become_warden(plan: Plan, fds: Sequence[int], place: str, zygote: int) -> NoReturn:
+def _become_warden(
+    plan: Plan, fds: Sequence[int], program: bytes, place: str, zygote: int
+) -> NoReturn:
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
         libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -156,7 +159,7 @@ def _become_warden(plan: Plan, fds: Sequence[int], place: str, zygote: int) -> N
         signal.signal(signal.SIGTERM, _on_signal)
         said = b""
         try:
-            said = _run(plan, place)
+            said = _run(plan, program, place)
         except _Ended:
             pass
         finally:
@@ -169,7 +172,7 @@ def _become_warden(plan: Plan, fds: Sequence[int], place: str, zygote: int) -> N
         os._exit(0)
 
 
-def _run(plan: Plan, place: str) -> bytes:
+def _run(plan: Plan, program: bytes, place: str) -> bytes:
     """Wait for the order, carry it out, and say what came of it, as pid 1 does."""
     text = pid1.read_order(pid1.CONTROL)
     if text is None:
@@ -177,7 +180,7 @@ def _run(plan: Plan, place: str) -> bytes:
     reader, writer = os.pipe2(os.O_CLOEXEC)
     command = os.fork()
     if command == 0:
-        _execute(plan, text, place, writer)
+        _execute(plan, program, text, place, writer)
     for fd in (0, 1, 2, writer):
         os.close(fd)
     failed = os.read(reader, 8) or bytes(8)
@@ -187,26 +190,27 @@ def _run(plan: Plan, place: str) -> bytes:
             return failed + struct.pack("=ii", status, 0) + pid1.pack_usage(used)
 
 
-def _execute(plan: Plan, text: bytes, place: str, failed: int) -> NoReturn:
+def _execute(plan: Plan, program: bytes, text: bytes, place: str, failed: int) -> NoReturn:
     setup = True
     try:
         for number in signal.valid_signals():
             if number not in (signal.SIGKILL, signal.SIGSTOP):
                 signal.signal(number, signal.SIG_DFL)
-        program, argv, env, directory, terminal = pid1.parse_order(text)
+        order = pid1.Order.parse(text)
+        env = order.environment
         if env.get(b"HOME") == HOME.encode():
             env[b"HOME"] = f"{place}/home".encode()
         if env.get(b"TMPDIR") == b"/tmp":
             env[b"TMPDIR"] = f"{place}/tmp".encode()
         os.setsid()
-        if terminal:
+        if order.terminal:
             fcntl.ioctl(next(fd for fd in (0, 1, 2) if os.isatty(fd)), termios.TIOCSCTTY, 0)
         capabilities.drop_all()
         landlock.restrict_self(pid1.RULESET)
-        libc.seccomp(plan.bpf)
+        libc.seccomp(program)
         setup = False
-        os.chdir(directory or plan.workspace or f"{place}/home")
-        os.execve(program, argv, env)
+        os.chdir(order.directory or plan.workspace or f"{place}/home")
+        order.execute()
     except OSError as error:
         code = error.errno or errno.EIO
         os.write(failed, struct.pack("=ii", code if setup else 0, 0 if setup else code))

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from ..policies.model import HostRule, Network
     from .egress.connections import Connection
     from .egress.dial import Resolve
-    from .egress.gate import Egress, Gate
+    from .egress.gate import Gate
     from .egress.publish import Inside, Publisher
+    from .egress.shared import Egress
     from .loopback import Loopback
 
 
@@ -45,6 +46,7 @@ class Ways:
 
     Attributes:
         shares: Whether sessions share a loopback here; not before its engine says so.
+        exist: Whether there are any: else no sandbox need be spoken of here.
     """
 
     def __init__(self, link: Link) -> None:
@@ -57,13 +59,17 @@ class Ways:
         self._loopbacks: dict[Hashable, Loopback] = {}  # by session
         self._sessions: dict[int, Hashable] = {}  # by number of their sandbox
 
+    @property
+    def exist(self) -> bool:
+        return self._egress is not None or bool(self._sessions)
+
     async def prepare(
         self, network: Network, resolve: Resolve | None, trust: Sequence[Path]
     ) -> Egress | None:
         """What a plan needs of the way out; None where there is none. Arguments as of `Engine`."""
         if network.isolated:
             return None
-        from .egress.gate import Egress  # a tenth of a second that only those with network pay
+        from .egress.shared import Egress  # a tenth of a second that only those with network pay
 
         make = partial(Egress, network, resolve=resolve, trust=trust)
         self._egress = await asyncio.to_thread(make)

@@ -2,160 +2,57 @@
 
 Theory of operation
     What most policies have in common is built before there is one: all namespaces, the view of system
-    software, the first network. The plan adds to the view what it grants, and its filter.
+    software, a first sandbox (first.py). The plan adds to the view what it grants; the filter comes
+    when the first sandbox has been asked for, and none is handed out before.
     The zygote is pid 1 of a pid namespace of its own, so that its death is its sandboxes' death. It
     has one thread and serves one request after the other. For a sandbox it enters fresh namespaces,
     mounts what is private, starts their pid 1 (pid1.py) with its limits, comes back to its own, and
     hands pid 1's pidfd to the gateway, which from then on deals with pid 1 directly: it sends the
     order, kills, hears of the end. All that is left for the zygote is to reap pid 1, and to keep
-    the network namespace for the next sandbox: everything that ran in it is gone by then.
+    the network namespace for another sandbox: everything that ran in it is gone by then, and no socket
+    in it is to be left when it is used again. To take
+    mounts down keeps all processors busy for a moment (the kernel waits for each of them), in which the
+    gateway has a result to hand on: so the zygote does that when it is asked for something.
+
+    It holds few descriptors, for each pid 1 begins with a table of them that is as large as its own:
+    where there are many sandboxes, the keeper holds what is to outlive them (shelf.py).
 """
 
 from __future__ import annotations
 
+import binascii
+import contextlib
 import json
 import os
 import resource
 import select
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections import deque
 from functools import partial
-from typing import NoReturn
+from typing import Any
 
-from . import capabilities, libc
+from . import libc
 from .cgroup import MAX_FILES
 from .descriptors import receive
 from .errors import SetupError
-from .lockdown import FIRST_FREE, Home, write_id_maps
-from .mounts import Base, Owners
-from .netns import Want, new_network, probe_doors, sockets_inside
-from .oom import OutOfMemory
-from .plan import INSIDE_ID, ORDER_BYTES, UNUSED_ID, Common, Plan
+from .first import First
+from .lockdown import Home
+from .marks import Marks
+from .netns import Want, has_sockets, probe_doors
+from .plan import FIRST, ORDER_BYTES, Plan
+from .shelf import shelve
 from .slot import Slot
-from .subordinate import KEPT, unshare_mapped
-from .warden import WardedSlot, stay
+from .warden import WardedSlot
 from .watcher import Watcher
 
+_KEPT_SANDBOXES = 24  # of which we hold the namespaces ourselves; a call ends with a message less
+_KEPT_GROUPS = 20  # of which the files stay open, a few each; sandboxes follow one another in them
 SPARE_NETWORKS = 16  # some 160 kB each; as many as calls that begin while as many end
 
 
-def become_zygote(
-    keeper: socket.socket, gateway: socket.socket, common: Common, *, rehearses: bool
-) -> NoReturn:
-    """Turn this forked process into the zygote, and serve keeper and gateway once a plan comes.
-
-    Args:
-        keeper: SOCK_SEQPACKET. Is told when all is built that needs no plan; hands in the plan, then
-            the files by which processes move into cgroups.
-        gateway: SOCK_SEQPACKET. Asks for sandboxes and for signals to their commands.
-        common: What plans it must serve. For root the view is there and is added to from outside,
-            see ground.py; others add to it here.
-        rehearses: As of `Ground`.
-    """
-    try:
-        libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-        # Low numbers are taken, so that nothing handed to pid 1 has a number that pid 1 gives it.
-        while (fd := os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)) < FIRST_FREE:
-            pass
-        os.close(fd)
-        add = None
-        if common.namespaces:
-            add = _enter(common, (keeper, gateway), rehearses=rehearses)
-        else:
-            stay()
-        zygote = Zygote(keeper, gateway)
-        if common.namespaces and rehearses:
-            zygote.rehearse(common.example())
-        keeper.send(b"{}")
-        if text := keeper.recv(1 << 20):
-            plan = Plan.from_json(text)
-            zygote.know(plan)
-            if add:
-                add(plan)
-            if not keeper.recv(16):  # until the view is whole
-                raise ConnectionError
-            if plan.namespaces:
-                libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
-            zygote.serve()
-    except ConnectionError:
-        pass  # keeper or gateway has gone, and so does all of this
-    except BaseException as error:  # the keeper must hear of it, whatever it was
-        keeper.send(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
-    os._exit(1)
-
-
-def _enter(
-    common: Common, channels: tuple[socket.socket, ...], *, rehearses: bool
-) -> Callable[[Plan], None] | None:
-    """Be in namespaces of one's own, with the view. Returns what adds to it what a plan grants."""
-    uid, gid = os.geteuid(), os.getegid()
-    root = uid == 0
-    if root:
-        uid = gid = UNUSED_ID
-        os.setgroups(_groups(common.devices))
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
-        libc.prctl(libc.PR_SET_DUMPABLE, 1)  # else /proc/self/uid_map belongs to root
-    _unshare(libc.CLONE_NEWUSER | libc.CLONE_NEWNS | libc.CLONE_NEWPID, common.id_maps)
-    if not common.id_maps:
-        write_id_maps(uid, gid, INSIDE_ID, INSIDE_ID)
-    pid = os.fork()
-    if pid:
-        for channel in channels:
-            channel.close()
-        # Changing ids cleared it; and from here on it is this process that holds the zygote.
-        libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        os._exit(0)
-    libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
-    add = None if root else _build(common, rehearses=rehearses)
-    libc.mount("proc", "/proc", "proc", libc.MS_NOSUID | libc.MS_NODEV | libc.MS_NOEXEC)
-    # Inherited by all that is started here; lockdown.py does the rest.
-    capabilities.drop_bounding_set(KEPT if common.id_maps else ())
-    capabilities.set_no_new_privs()
-    return add
-
-
-def _build(common: Common, *, rehearses: bool) -> Callable[[Plan], None]:
-    """Build the view; the mounts that we come from are kept by the process that waits for us."""
-    libc.mount(None, "/", None, libc.MS_REC | libc.MS_SLAVE)  # what the host mounts comes here, too
-    outside = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    _unshare(libc.CLONE_NEWNS)
-    inside = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    base = Base(common)
-    if rehearses:
-        base.rehearse(common.example(), Owners(None), outside, inside)
-
-    def add(plan: Plan) -> None:
-        base.add(plan, Owners(None), outside, inside)
-        for fd in (outside, inside):
-            os.close(fd)
-
-    return add
-
-
-def _unshare(flags: int, maps: tuple[str, ...] = ()) -> None:
-    try:
-        if maps:
-            unshare_mapped(flags, maps)
-        else:
-            libc.unshare(flags)
-    except OSError as error:
-        raise SetupError(
-            f"no namespaces can be had here ({error}); allow user namespaces (`purple doctor` says how), "
-            "or have the policy accept what is left without them: dangerously_without_namespaces, docs/hosts.md"
-        ) from error
-
-
-def _groups(devices: Iterable[str]) -> list[int]:
-    """The groups by which sandboxes of root's may open devices; never root's own."""
-    nodes = [os.stat(node) for node in devices]
-    return sorted({node.st_gid for node in nodes if not node.st_mode & 0o006} - {0})
-
-
 class Zygote:
-    """One loop over the keeper, the gateway, and the ends of sandboxes."""
+    """One loop over the keeper, the ends of sandboxes, and the gateway."""
 
     _plan: Plan
 
@@ -164,141 +61,241 @@ class Zygote:
         self._gateway = gateway
         self._home = Home()
         self._slots: dict[int, Slot] = {}
-        self._of_fd: dict[int, Slot] = {}
-        self._networks: list[int] = []  # of sandboxes that are over, for the next ones
+        self._of_pid: dict[int, Slot] = {}
+        self._first: First | None = None
+        self._is_whole = self._is_limited = False  # the view; the first sandbox's cgroup
+        self._networks: deque[int] = deque()  # of sandboxes that are over, the oldest first
         self._groups: dict[int, list[int]] = {}  # files by number, see `Cgroup.open_procs`
+        self._shut: set[int] = set()  # groups whose files we had and have closed
         self._in_group: dict[int, Slot] = {}
-        self._ooms = OutOfMemory()
         self._watcher: Watcher | None = None  # where there are no cgroups
-        self._epoll = select.epoll()
+        self._ends = -1  # where there is a watcher
+        self._poll = select.poll()
         self._bpf = os.memfd_create("filter", os.MFD_CLOEXEC)
+        self._knows_filter = False
         # A sandbox's own limit is what this was; ours must hold a few for each that waits.
         self._open_files = _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
-    def rehearse(self, example: Plan) -> None:
-        """Make a sandbox and let it go, but for its network: that is the first one's."""
-        marks: dict[str, list[str]] = {"hide": [], "protect": []}
-        slot = Slot(json.loads(json.dumps({"spawn": 0, "group": 0, "terminal": [], **marks})))
-        null = os.open(
-            "/dev/null", os.O_RDWR | os.O_CLOEXEC
-        )  # takes what would move it to a cgroup, too
+    def lay_first(self, example: Plan, group: int) -> None:
+        """Make the first sandbox ahead, in cgroup `group`, and complete it once to no effect."""
+        self._first = first = First(example, group)
         try:
-            self._networks.append(new_network())
-            plan = Plan.from_json(example.to_json())
-            slot.prepare(plan, self._home, self._networks[0], [null] * 4, self._bpf, lambda: [null])
-            slot.limit(plan, self._open_files)
+            first.lay(self._home, self._bpf, partial(self._files_of, group))
+            first.complete(example, self._home, Marks())
+            first.limit(example, self._open_files)
         except OSError:
-            pass  # whoever asks for a sandbox will hear of it
-        finally:
-            slot.network = -1
-            slot.abandon()
-            os.close(null)
+            self._drop_first()  # whoever asks for a sandbox will hear of it
+        self._shut_files_of(group)
 
     def know(self, plan: Plan) -> None:
         """Take what is to be served."""
         self._plan = plan
-        os.write(self._bpf, plan.bpf)
 
     def serve(self) -> None:
-        """Serve until the keeper closes its end. Needs a plan and its view."""
-        for channel in (self._keeper, self._gateway, self._ooms):
-            self._epoll.register(channel, select.EPOLLIN)
+        """Serve until the keeper closes its end. Needs a plan."""
         if self._plan.network and (problem := probe_doors()):
             raise SetupError(problem)
+        # What the gateway asks for is left unread until then: the plan may need another ground than this,
+        # whose zygote would have read it in vain.
+        while not self._is_whole:
+            self._on_keeper()
+        for channel in (self._keeper, self._gateway):
+            self._poll.register(channel, select.POLLIN)
+        self._serve(0)  # what has been asked for: the answer to that says what this says, too
         self._keeper.send(b"{}")
         while True:
-            # The gateway comes last: its spawn may read what the keeper has sent, too, and acting on
-            # what epoll told of the keeper would then be to wait for a message that nobody sends.
-            # And ends come before starts, so that neither processes nor networks pile up.
-            told = [fd for fd, _ in self._epoll.poll(self._patience())]
-            for fd in sorted(told, key=self._gateway.fileno().__eq__):
-                if fd == self._gateway.fileno():
-                    self._on_gateway()
-                elif fd == self._keeper.fileno():
-                    self._on_keeper()
-                elif fd == self._ooms.fileno():
-                    self._on_out_of_memory()
-                else:
-                    self._on_end(fd)
-            if self._watcher:
-                self._watcher.look(self._slots.values())
+            self._serve(self._patience())
 
-    def _patience(self) -> float:
-        return self._watcher.seconds if self._watcher and self._slots else -1
+    def _serve(self, milliseconds: float | None) -> None:
+        # The gateway comes last: its spawn may read what the keeper has sent, too, and acting on
+        # what poll told of the keeper would then be to wait for a message that nobody sends.
+        # And ends come before starts, so that neither processes nor networks pile up.
+        told = {fd for fd, _ in self._poll.poll(milliseconds)}
+        if self._keeper.fileno() in told:
+            self._on_keeper()
+        if self._ends in told:
+            os.read(self._ends, 128)  # one signal tells of all
+            self._on_ends()
+        if self._gateway.fileno() in told:
+            self._on_ends()
+            self._on_gateway()
+        if self._watcher:
+            self._watcher.look(self._slots.values())
+
+    def _patience(self) -> float | None:
+        return self._watcher.seconds * 1000 if self._watcher and self._slots else None
 
     def _on_keeper(self) -> None:
         message, fds = receive(self._keeper, 4096, MAX_FILES)
         if not message:
             os._exit(0)
-        request = json.loads(message)
-        if "group" in request:
-            procs = request["procs"]
-            self._groups[request["group"]] = fds[:procs]
-            self._ooms.watch(request["group"], fds[procs:])
-        else:
-            self._ooms.forget(request["removed"])
-            for fd in self._groups.pop(request["removed"]):
+        said = json.loads(message)
+        if "group" in said:
+            self._groups[said["group"]] = fds
+        elif "network" in said:
+            for fd in fds:  # none where there was no room for it
+                self._recycle(fd)
+        elif "whole" in said:
+            self._is_whole = True
+            if self._plan.namespaces:
+                libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
+        elif "limited" in said:
+            self._is_limited = True
+        elif "removed" in said:
+            self._shut.discard(said["removed"])
+            for fd in self._groups.pop(said["removed"], ()):
                 os.close(fd)
-
-    def _on_out_of_memory(self) -> None:
-        for group in self._ooms.told():
-            if slot := self._in_group.get(group):
-                slot.kill()
+        elif slot := self._in_group.get(said["killed_in"]):  # a group of one sandbox only by now
+            slot.kill()
 
     def _on_gateway(self) -> None:
         message, fds = receive(self._gateway, ORDER_BYTES, 4)
         if not message:
-            self._epoll.unregister(self._gateway)  # the keeper ends us, too
+            self._poll.unregister(self._gateway)  # the keeper ends us, too
             return
         request = json.loads(message)
         if "spawn" in request:
-            try:
-                kind = Slot if self._plan.namespaces else WardedSlot
-                self._spawn(kind(request), fds)
-            finally:
-                for fd in fds:
-                    os.close(fd)
+            self._spawn(request, fds)
+        elif "filter" in request:  # the first sandbox came to nothing before it was needed
+            self._take_filter(request["filter"])
+        elif "system" in request:
+            pass  # a plan that we had sooner than it came
+        elif "ended" in request:
+            pass  # they are taken note of before any request is
         elif "inside" in request:
             self._hand_out_sockets(request["inside"], request["wanted"])
         elif (slot := self._slots.get(request["number"])) and not slot.forward(request["signal"]):
             answer = {"unheard": slot.number, "signal": request["signal"]}
             self._gateway.send(json.dumps(answer).encode())
 
-    def _spawn(self, slot: Slot, fds: list[int]) -> None:
-        network = self._networks.pop() if self._networks else None
+    def _spawn(self, request: dict[str, Any], fds: list[int]) -> None:
+        first = self._take_first(request["group"]) if request["spawn"] == FIRST else None
+        slot = first or (Slot if self._plan.namespaces else WardedSlot)(request)
         if not slot.group and self._watcher is None:
             self._watcher = Watcher(self._plan)
+            # The gateway waits for its word. Who is started has the signal unblocked again.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+            self._ends = libc.signalfd(signal.SIGCHLD)
+            self._poll.register(self._ends, select.POLLIN)
         try:
-            group = partial(self._files_of, slot.group)
-            slot.prepare(self._plan, self._home, network, fds, self._bpf, group)
-            slot.limit(self._plan, self._open_files)
+            if not fds and slot.number != FIRST:
+                raise OSError(
+                    "no more files can be open in its zygote (RLIMIT_NOFILE, `ulimit -n`)"
+                )
+            if first:
+                self._complete(first, request)
+            self._learn_filter()
+            if not first:
+                self._prepare(slot, fds)
+            self._hand_over(slot, self._plan.workspace if first else None)
         except OSError as error:
             slot.abandon()
             answer = {"spawned": slot.number, "error": str(error)}
             self._gateway.send(json.dumps(answer).encode())
             return
-        self._slots[slot.number] = self._of_fd[slot.pidfd] = self._in_group[slot.group] = slot
-        self._epoll.register(slot.pidfd, select.EPOLLIN)
-        answer = {"spawned": slot.number, "watched": self._watcher is not None}
-        socket.send_fds(self._gateway, [json.dumps(answer).encode()], slot.handed_out())
+        finally:
+            if len(self._groups) > _KEPT_GROUPS:
+                self._shut_files_of(slot.group)
+        self._slots[slot.number] = self._of_pid[slot.pid_1] = self._in_group[slot.group] = slot
+        if first:  # whose pid 1 takes less time than the gateway until it has an order
+            first.go_on()
+        if len(self._slots) > _KEPT_SANDBOXES and self._plan.namespaces:
+            message = json.dumps({"hold": slot.number}).encode()
+            slot.shelve(partial(shelve, self._keeper, message))
         slot.handed_over()
+
+    def _learn_filter(self) -> None:
+        """The gateway has asked for the first sandbox, compiles the filter, and says nothing between."""
+        if not self._knows_filter:
+            message, _ = receive(self._gateway, ORDER_BYTES, 0)
+            if not message:
+                raise ConnectionResetError("the gateway has gone")
+            self._take_filter(json.loads(message)["filter"])
+
+    def _take_filter(self, text: str) -> None:
+        os.write(self._bpf, binascii.a2b_base64(text))
+        self._knows_filter = True
+
+    def _prepare(self, slot: Slot, fds: list[int]) -> None:
+        network = self._take_network()
+        try:
+            fds = fds or slot.open_streams()
+            group = partial(self._files_of, slot.group)
+            slot.prepare(self._plan, self._home, network, fds, self._bpf, group)
+            slot.limit(self._plan, self._open_files)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _hand_over(self, slot: Slot, directory: str | None) -> None:
+        """Give a sandbox to the gateway. Raises OSError, also where too many descriptors are under way
+        in whatever processes of this user: unix(7), ETOOMANYREFS."""
+        files = slot.handed_out()
+        answer = {
+            "spawned": slot.number, "watched": self._watcher is not None, "files": len(files),
+            "directory": directory or "",
+        }  # fmt: skip
+        socket.send_fds(self._gateway, [json.dumps(answer).encode()], files)
+
+    def _complete(self, first: First, request: dict[str, Any]) -> None:
+        first.complete(
+            self._plan, self._home,
+            Marks(hide=tuple(request["hide"]), protect=tuple(request["protect"])),
+        )  # fmt: skip
+        first.limit(self._plan, self._open_files)
+        while not self._is_limited:
+            self._on_keeper()
+
+    def _take_first(self, group: int) -> First | None:
+        """The sandbox that was made ahead, if it serves."""
+        first = self._first
+        if first and first.group == group and first.serves(self._plan):
+            self._first = None
+            return first
+        self._drop_first()
+        return None
+
+    def _drop_first(self) -> None:
+        if first := self._first:
+            self._first = None
+            if first.network >= 0:  # nothing has run in it
+                self._networks.append(first.network)
+                first.network = -1
+            first.abandon()
 
     def _files_of(self, group: int) -> list[int]:
         """By which a process moves itself into cgroup `group`; none where `group` is 0."""
+        if group in self._shut:
+            self._shut.discard(group)
+            self._keeper.send(json.dumps({"open": group}).encode())
         while group and group not in self._groups:
             self._on_keeper()
         files = self._groups[group] if group else []
         if group and not files:
-            raise OSError("its cgroup could not be made; see stderr")
+            raise OSError("its cgroup could not be made or entered (see stderr, `ulimit -n`)")
         return files
 
-    def _on_end(self, fd: int) -> None:
-        slot = self._of_fd.pop(fd)
+    def _shut_files_of(self, group: int) -> None:
+        """Close them; the keeper has others."""
+        if group in self._groups:
+            self._shut.add(group)
+            for fd in self._groups.pop(group):
+                os.close(fd)
+
+    def _on_ends(self) -> None:
+        with contextlib.suppress(ChildProcessError):  # no more of them
+            while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                if slot := self._of_pid.pop(pid, None):
+                    self._on_end(slot)
+                elif self._first and self._first.pid_1 == pid:
+                    self._first.pid_1 = 0
+                    self._drop_first()
+
+    def _on_end(self, slot: Slot) -> None:
         del self._slots[slot.number]
         if self._in_group.get(slot.group) is slot:
             del self._in_group[slot.group]
-        self._epoll.unregister(fd)
         if self._watcher:
             answer = {
                 "ended": slot.number, "over": slot.over,
@@ -306,7 +303,8 @@ class Zygote:
                 "processes_peak": slot.processes_peak,
             }  # fmt: skip
             self._gateway.send(json.dumps(answer).encode())
-        self._recycle(slot)
+        if slot.network >= 0:
+            self._recycle(slot.network)
         slot.release()
 
     def _hand_out_sockets(self, number: int, wanted: list[Want]) -> None:
@@ -315,22 +313,33 @@ class Zygote:
         try:
             # Without namespaces it would be the host's own network.
             inside = slot is not None and self._plan.namespaces
-            found = sockets_inside(slot.network, wanted) if slot and inside else []
+            found = slot.sockets_inside(wanted) if slot and inside else []
             error = "" if inside else "it has ended"
         except OSError as problem:
             found, error = [], str(problem)
         fds = [fd for fd in found if fd >= 0]
-        if slot and fds:
-            slot.shared = True
         answer = {"inside": number, "failed": [min(fd, 0) for fd in found], "error": error}
-        socket.send_fds(self._gateway, [json.dumps(answer).encode()], fds)
+        try:
+            socket.send_fds(self._gateway, [json.dumps(answer).encode()], fds)
+        except OSError as problem:  # as of `_hand_over`
+            answer["error"] = str(problem)
+            self._gateway.send(json.dumps(answer).encode())
         for fd in fds:
             os.close(fd)
 
-    def _recycle(self, slot: Slot) -> None:
-        """Keep its network namespace for the next sandbox, if nothing of this one is in it."""
-        # With network, or shared, the gateway may still hold sockets in it.
-        if self._plan.network or slot.shared or len(self._networks) >= SPARE_NETWORKS:
-            os.close(slot.network)
+    def _recycle(self, network: int) -> None:
+        """Keep a network namespace for another sandbox; those with a way out are used once."""
+        if self._plan.network or len(self._networks) >= SPARE_NETWORKS:
+            os.close(network)
         else:
-            self._networks.append(slot.network)
+            self._networks.append(network)
+
+    def _take_network(self) -> int | None:
+        """A network namespace in which nothing of an earlier sandbox is left; None where there is none."""
+        while self._networks:
+            network = self._networks.popleft()
+            with contextlib.suppress(OSError):
+                if not (self._plan.namespaces and has_sockets(network)):
+                    return network
+            os.close(network)  # the gateway has a socket in it, or a process in another sandbox
+        return None

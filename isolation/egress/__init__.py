@@ -1,4 +1,5 @@
-"""The only way out of a sandbox. `gate` accepts its connections and holds them to the policy.
+"""The only way out of a sandbox. `gate` accepts its connections and holds them to the policy,
+of which `shared` has what its gates have in common.
 
 `opening` carries what waits for nobody, by `relay` and the package's `poller`; `questions` and `names` answer its DNS, `dial` resolves
 and connects on the host's side, `connections` keeps account, `proxy` speaks to programs that want one,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from ...policies.addresses import Address, special_class, unmapped
 from ...policies.hosts import Hosts, Verdict, Why
@@ -68,6 +70,23 @@ def _matters(address: Address) -> bool:
     return not special_class(address) and is_own(address)
 
 
+class Ahead(NamedTuple):
+    """A connection to where a name was reached a moment ago, before anything else is made of it.
+
+    Attributes:
+        stream: Counts nothing yet.
+        address: That is dialled, and as it is written.
+        rule: By which it passed.
+        connected: Whether it is there; else it is on its way.
+    """
+
+    stream: RawStream
+    address: Address
+    text: str
+    rule: str
+    connected: bool
+
+
 class Dialer:
     """Dials for one policy.
 
@@ -79,7 +98,9 @@ class Dialer:
     def __init__(self, hosts: Hosts, resolve: Resolve) -> None:
         self._hosts = hosts
         self._resolve = resolve
-        self._answered: dict[tuple[str, int], tuple[Address, str, float]] = {}
+        # By name and port: where, as it is written, by which rule, until when.
+        self._answered: dict[tuple[str, int], tuple[Address, str, str, float]] = {}
+        self._spare: socket.socket | None = None  # IPv4: one takes as long as much of the rest
 
     async def addresses(self, name: str, port: int) -> tuple[list[Address], Verdict]:
         """Where `name` leads and the policy lets it, and the verdict on the first of them.
@@ -110,19 +131,21 @@ class Dialer:
         """Keep an address of a name that passed and answered, for `remembered`."""
         if len(self._answered) >= _MOST_REMEMBERED:
             self._answered.clear()
-        self._answered[name, port] = (address, rule, time.monotonic() + _REMEMBERED_SECONDS)
+        until = time.monotonic() + _REMEMBERED_SECONDS
+        self._answered[name, port] = (address, str(address), rule, until)
 
     def remembered(self, name: str, port: int) -> tuple[Address, str] | None:
         """The address that `name` was reached at a moment ago, and by which rule: programs make many
         connections at once. None when there was none, or it was too long ago."""
+        found = self._recent(name, port)
+        return None if found is None else (found[0], found[2])
+
+    def _recent(self, name: str, port: int) -> tuple[Address, str, str, float] | None:
         found = self._answered.get((name, port))
-        if found is None:
-            return None
-        address, rule, until = found
-        if time.monotonic() > until:
+        if found is not None and time.monotonic() > found[3]:
             self.forget(name, port)
             return None
-        return address, rule
+        return found
 
     def forget(self, name: str, port: int) -> None:
         """It does not answer there any more."""
@@ -131,6 +154,39 @@ class Dialer:
     def literal(self, address: Address, port: int) -> Verdict:
         """The policy's word on an address that was asked for as such."""
         return self._hosts.decide_address(address, port, own=_matters(address))
+
+    def ahead(self, name: str, port: int, watcher: Watcher) -> Ahead | None:
+        """Dial where `name` was reached a moment ago; None where it was not, or is not any more."""
+        found = self._recent(name, port)
+        if found is None:
+            return None
+        address, text, rule, _ = found
+        stream = self.stream(address, None, watcher)
+        try:
+            return Ahead(stream, address, text, rule, stream.connected(text, port))
+        except OSError:
+            stream.close()
+            self.forget(name, port)
+            return None
+
+    def stream(self, address: Address, tally: Tally | None, watcher: Watcher) -> RawStream:
+        """A socket of the host that `address` can be dialled with."""
+        if address.version == 6 or self._spare is None:
+            return tcp_stream(address, tally, watcher)
+        sock, self._spare = self._spare, None
+        return RawStream(sock, tally, watcher, at_once=True)
+
+    def stock(self) -> None:
+        """Have a socket for the next `stream`. Best called when nobody waits."""
+        if self._spare is None:
+            with contextlib.suppress(OSError):  # whoever wants one will hear of it
+                self._spare = _socket(socket.AF_INET)
+
+    def close(self) -> None:
+        """Have none any more."""
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
 
     async def connect(
         self, addresses: Sequence[Address], port: int, what: str, tally: Tally,
@@ -156,11 +212,16 @@ class Dialer:
         raise _failed(Why.UPSTREAM_FAILED, f"{what}:{port} could not be reached: {said}")
 
 
-def tcp_stream(address: Address, tally: Tally, watcher: Watcher | None) -> RawStream:
+def tcp_stream(address: Address, tally: Tally | None, watcher: Watcher | None) -> RawStream:
     """A socket of the host that `address` can be dialled with."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    sock = _socket(socket.AF_INET if address.version == 4 else socket.AF_INET6)
+    return RawStream(sock, tally, watcher, at_once=True)
+
+
+def _socket(family: socket.AddressFamily) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    return RawStream(sock, tally, watcher)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 def _failed(reason: Why, text: str) -> Refused:

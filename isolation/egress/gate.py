@@ -3,7 +3,7 @@
 Theory of operation
     program ──its namespace── Gate ──the host's network── server
 
-    `Egress` belongs to an engine, `Gate` to one sandbox, so to one call. The sandbox's namespace hands
+    `Egress` (shared.py) belongs to an engine, `Gate` to one sandbox, so to one call. The sandbox's namespace hands
     every TCP connection to the gate's listening socket (netns.py), which tells the address that was
     asked for. Programs know only addresses that the gate made up when they asked for a name
     (names.py); any other is a literal and decided as one. The name is decided, the first bytes are
@@ -19,22 +19,16 @@ import contextlib
 import errno
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ...policies.addresses import Address, unmapped
 from ...policies.hosts import Hosts, Verdict, Why
 from ...policies.model import Network
-from ..errors import SetupError
 from ..netns import GATE_PORT
 from ..poller import Poller
-from .ca import Authority
 from .connections import Connection, Entry, Ledger, Via
-from .credentials import open_vault
-from .dial import Dialer, Refused, Resolve, SystemResolver
-from .http import Judgement, Origin
-from .inspect import Interceptor
-from .names import Names, hosts_file, listed, made_up
+from .dial import Refused
+from .names import MOST_LISTED, Listing, Names, made_up
 from .opening import Opening
 from .proxy import Asking, Proxy
 from .questions import Questions
@@ -43,83 +37,13 @@ from .tls import ByteStream, Rewound
 
 if TYPE_CHECKING:
     from ...policies.model import HostRule
+    from .shared import Egress
 
 _MOST_OPEN = 2048  # connections of a sandbox at once
 _LAST_SECONDS = 0.2  # for what a program sent before it ended
 _PAUSE_SECONDS = 0.1  # when descriptors have run out
+_PROXYS_HOSTS = ("::ffff:127.0.0.1", "127.0.0.1")  # as programs spell it that read `environment`
 _MOST_WAYS = 1024  # decisions of a sandbox that are kept
-
-
-class Egress:
-    """What the gates of one policy share. Its constructor blocks: it reads secrets, makes keys.
-
-    Args:
-        network: The policy's section.
-        resolve: How names are resolved; None is the host's own way.
-        trust: Certificates, PEM, by which servers may identify themselves beside the host's own.
-
-    Raises:
-        SetupError: a rule or a credential cannot be used; says which and what to do.
-    """
-
-    def __init__(
-        self, network: Network, *, resolve: Resolve | None = None, trust: Sequence[Path] = ()
-    ) -> None:
-        try:
-            self.hosts = Hosts(network)
-        except ValueError as error:
-            raise SetupError(str(error)) from error
-        self.names = listed(self.hosts.exact_names())
-        self.authority = Authority()
-        self.vault = open_vault(network.credentials, network.tls)
-        self.interceptor = Interceptor(self.authority, self.vault, trust, tls=network.tls)
-        self._own = SystemResolver() if resolve is None else None
-        self.dialer = Dialer(self.hosts, resolve or self._own or SystemResolver())
-        self.bytes_out = network.bytes_out
-        self._inspects = network.tls == "inspect"
-
-    @property
-    def certificate(self) -> str:
-        """The authority that programs inside are to trust, PEM; "" for none."""
-        return self.authority.certificate if self._inspects else ""
-
-    @property
-    def hosts_file(self) -> str:
-        """Lines for /etc/hosts: what its gates have an address for from the beginning."""
-        return hosts_file(self.names)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Variables for programs inside: placeholders, and the gate as a proxy."""
-        # ALL_PROXY is http://, not socks5h://: httpx refuses to start with one where socksio is not
-        # installed. SOCKS is spoken at the same port.
-        url = f"http://127.0.0.1:{GATE_PORT}"
-        proxies = {name: url for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")}
-        proxies["NO_PROXY"] = "localhost,127.0.0.1,::1"
-        return {
-            **proxies,
-            **{name.lower(): value for name, value in proxies.items()},
-            **self.vault.environment,
-        }
-
-    def open(self, doors: Sequence[int], only: Sequence[HostRule] | None = None) -> Gate:
-        """The gate of a new sandbox.
-
-        Args:
-            doors: Its sockets, from `netns.open_doors`; closed with the gate.
-            only: What of the policy's hosts its call is for; None is all.
-        """
-        return Gate(self, doors, only)
-
-    def decide(self, origin: Origin, method: str, path: str) -> Judgement:
-        """As `http.Decide`."""
-        verdict = self.hosts.decide_request(method, origin.host, path, port=origin.port)
-        return Judgement(allowed=verdict.allowed, rule=verdict.rule, reason=verdict.text)
-
-    def close(self) -> None:
-        """Let go of what waits for name servers."""
-        if self._own is not None:
-            self._own.close()
 
 
 _Live = asyncio.Task[None] | Opening | Asking
@@ -144,10 +68,12 @@ class Gate:
         self.egress = egress
         self._only = None if only is None else Hosts(Network(isolated=False, allow=tuple(only)))
         self.ledger = Ledger(egress.bytes_out)
-        self._names = Names(egress.names)
         self._proxy = Proxy(self)
-        self._tcp, self._udp, self._dns = (socket.socket(fileno=fd) for fd in doors)
+        self._tcp, self._udp, self._dns = (socket.socket(fileno=fd) for fd in doors[:3])
         ipv6 = self._tcp.family == socket.AF_INET6
+        room = MOST_LISTED - len(egress.names)
+        self._listing = Listing(doors[3], room if egress.asks else 0, mapped=egress.mapped)
+        self._names = Names(egress.names, self._listing)
         self._questions = Questions(
             self._names, self.decide_name, ipv6=ipv6, refused=self.ledger.refused_name
         )
@@ -185,6 +111,7 @@ class Gate:
         for sock in (self._tcp, self._udp, self._dns):
             self._poller.remove_reader(sock.fileno())
             sock.close()
+        self._listing.close()
         for one in tuple(self._live):
             if isinstance(one, asyncio.Task):
                 one.cancel()
@@ -211,16 +138,16 @@ class Gate:
         door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
         def ready() -> None:
-            for _ in range(64):
-                try:
-                    sock, _ = door.accept()
-                except OSError as error:
-                    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                        self._poller.remove_reader(door.fileno())
-                        self._loop.call_later(_PAUSE_SECONDS, again)
-                    return
-                sock.setblocking(False)
-                serve(RawStream(sock, watcher=self._poller, at_once=True))
+            # One: to ask whether there is another takes longer than to be told.
+            try:
+                sock, _ = door.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._poller.remove_reader(door.fileno())
+                    self._loop.call_later(_PAUSE_SECONDS, again)
+                return
+            sock.setblocking(False)
+            serve(RawStream(sock, watcher=self._poller, at_once=True))
 
         def again() -> None:
             if not self._closed:
@@ -253,14 +180,12 @@ class Gate:
             client.abort()
         elif (way := self._ways.get((host, port))) is not None:
             self._open(client, way)
+        elif port == GATE_PORT and (host in _PROXYS_HOSTS or unmapped(host).is_loopback):
+            asking = Asking(client, self._proxy, self._over)
+            self._live.add(asking)
+            asking.start()
         else:
-            address = unmapped(host)
-            if port == GATE_PORT and address.is_loopback:
-                asking = Asking(client, self._proxy, self._over)
-                self._live.add(asking)
-                asking.start()
-            else:
-                self._direct(client, host, address, port)
+            self._direct(client, host, unmapped(host), port)
 
     def _direct(self, client: RawStream, host: str, address: Address, port: int) -> None:
         """A program that knows nothing of the gate: `address` is what it connected to."""
@@ -288,11 +213,14 @@ class Gate:
         self._open(client, way)
 
     def _open(self, client: RawStream, way: _Way) -> None:
+        ahead = None
+        if way.opaque and way.literal is None:
+            ahead = self.egress.dialer.ahead(way.name, way.port, self._poller)
         literal = "" if way.literal is None else str(way.literal)
         entry = self.ledger.begin("direct", name=way.name, address=literal, port=way.port)
         entry.rule = way.rule
         opening = Opening(
-            client, entry, way.literal, dialer=self.egress.dialer,
+            client, entry, way.literal, dialer=self.egress.dialer, ahead=ahead,
             interceptor=self.egress.interceptor, opaque=way.opaque, on_left=self._left,
         )  # fmt: skip
         self._live.add(opening)
@@ -311,14 +239,20 @@ class Gate:
             reply: What it is told when the server is reached.
             rest: Of its first bytes, what was read.
         """
+        ahead = self.egress.dialer.ahead(name, port, self._poller)
+        if (
+            ahead is not None and ahead.connected
+        ):  # it is told at once: it has something to do meanwhile
+            with contextlib.suppress(OSError):  # it has gone, which will be seen
+                reply = reply[client.sock.send(reply) :]
         entry = self.ledger.begin(via, name=name, port=port)
         entry.rule = verdict.rule
         opening = Opening(
             client, entry, None, dialer=self.egress.dialer, interceptor=self.egress.interceptor,
             opaque=not self.egress.hosts.reads_requests(name, port), on_left=self._left,
-            reply=reply, held=rest,
+            ahead=ahead, reply=reply, held=rest,
         )  # fmt: skip
-        if opening.is_known:
+        if ahead is not None:
             self._live.add(opening)
             opening.start()
         else:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Literal, Protocol
 
 from ...policies.hosts import Verdict, Why
@@ -93,6 +94,10 @@ class Admitted:
         return Cover(self.secrets) if self.secrets else None
 
 
+_UNSEEN = re.compile(r"[^!-~]+")  # RFC 9112 section 4 lets more through, clients do not
+_MOST_PHRASE = 400
+
+
 @dataclass(frozen=True, kw_only=True)
 class Refused:
     """Why a request did not go out, for the program that made it, the model and the record."""
@@ -101,6 +106,12 @@ class Refused:
     reason: Why
     rule: str
     text: str
+
+    @property
+    def phrase(self) -> bytes:
+        """The reason phrase: all that many programs (pip, urllib, wget, npm) show of a CONNECT that failed."""
+        text = _UNSEEN.sub(" ", self.text)[:_MOST_PHRASE]
+        return f"{HTTPStatus(self.status).phrase}: {text}".encode()
 
     def body(self, accept: bytes) -> tuple[bytes, bytes]:
         """Content type and body, JSON where the client asks for it."""

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 
 import h11
 
@@ -343,7 +342,7 @@ class Http1:
         try:
             await self._send_down(
                 h11.Response(
-                    status_code=refused.status, reason=_phrase(refused.status),
+                    status_code=refused.status, reason=refused.phrase,
                     headers=[*headers, *([] if ends and not self._single else [(b"connection", b"close")])],
                 )
             )  # fmt: skip
@@ -357,7 +356,7 @@ class Http1:
         """Answer what h11 did not accept, and end."""
         headers, body = refused.headers(b"")
         lines = b"".join(n + b": " + v + b"\r\n" for n, v in headers)
-        start = f"HTTP/1.1 {refused.status} ".encode() + _phrase(refused.status) + b"\r\n"
+        start = f"HTTP/1.1 {refused.status} ".encode() + refused.phrase + b"\r\n"
         await self._client.write(start + lines + b"connection: close\r\n\r\n" + body)
         self._inspector.over(None, refused, refused.status, 0, 0)
 
@@ -376,10 +375,6 @@ def _up() -> h11.Connection:
 
 def _raw(event: h11.Response | h11.InformationalResponse) -> tuple[tuple[bytes, bytes], ...]:
     return tuple(event.headers.raw_items())
-
-
-def _phrase(status: int) -> bytes:
-    return HTTPStatus(status).phrase.encode()
 
 
 def _flaw(head: bytes) -> str:

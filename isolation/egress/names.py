@@ -7,6 +7,8 @@ connected to. Sources: RFC 1035, RFC 2308, RFC 6761; RFC 2544 and RFC 5180 for t
 
 from __future__ import annotations
 
+import os
+import socket
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -23,6 +25,7 @@ IPV6 = IPv6Network("2001:2::/48")
 _MOST_NAMES = 8192  # of one sandbox; the one that was asked for longest ago gives way
 MOST_LISTED = 256  # names in /etc/hosts, which programs read from its beginning for each name
 _TTL_SECONDS = 60
+_PAGE_BYTES = 4096
 _FIRST = 256  # 198.18.0.x is left out: some programs take .0 and .255 for no host
 
 
@@ -31,13 +34,69 @@ def listed(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(n for n in names if n.rpartition(".")[2] != "localhost")[:MOST_LISTED]
 
 
-def hosts_file(names: Sequence[str]) -> str:
-    """Lines for /etc/hosts of what a sandbox's `Names` has from the beginning. hosts(5).
+def reads_mapped() -> bool:
+    """Whether programs here find either family in an IPv4-mapped address of /etc/hosts. RFC 4291, 2.5.5.2.
 
-    IPv4 alone: of two addresses getaddrinfo(3) asks the kernel which is better (RFC 6724), which takes it
-    three times as long as all else that it does. Who wants IPv6 asks for it, and is answered.
+    glibc does: who asks for IPv4 gets the address that is mapped, who asks for IPv6 or for any gets it as
+    it stands, which an IPv6 socket connects to by IPv4. musl gives it for IPv6 alone.
     """
-    return "".join(f"{IPV4[_FIRST + at]} {name}\n" for at, name in enumerate(names))
+    try:
+        os.confstr("CS_GNU_LIBC_VERSION")
+        socket.socket(socket.AF_INET6).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def hosts_file(names: Sequence[str], *, mapped: bool) -> str:
+    """Lines for /etc/hosts of what a sandbox's `Names` has from the beginning. hosts(5)."""
+    return "".join(_line(name, _FIRST + at, mapped=mapped) for at, name in enumerate(names))
+
+
+def _line(name: str, index: int, *, mapped: bool) -> str:
+    # One address: of two getaddrinfo(3) asks the kernel which is better (RFC 6724), which takes it three
+    # times as long as all else that it does.
+    return f"{'::ffff:' * mapped}{IPV4[index]} {name}\n"
+
+
+class Listing:
+    """The /etc/hosts that one sandbox has for itself: names that it has asked for need not be asked for again.
+
+    Args:
+        fd: Opened to append; closed by this.
+        room: How many names may be added.
+        mapped: As `reads_mapped`.
+    """
+
+    def __init__(self, fd: int, room: int, *, mapped: bool) -> None:
+        self._fd = fd
+        self._room = room
+        self._mapped = mapped
+
+    def add(self, name: str, index: int) -> bool:
+        """Add an allowed name; False where it does not stand there: the sandbox's /tmp is full, or the file is."""
+        if self._room <= 0 or self._fd < 0:
+            return False
+        line = _line(name, index, mapped=self._mapped).encode()
+        try:
+            size = os.fstat(self._fd).st_size
+            # Programs read meanwhile, and see a page as it was or as it is: so no line lies in two.
+            left = -size % _PAGE_BYTES
+            if left < len(line):
+                line = b"\n" * left + line
+            whole = os.write(self._fd, line) == len(line)
+            if not whole:
+                os.ftruncate(self._fd, size)
+        except OSError:
+            whole = False
+        self._room = self._room - 1 if whole else 0
+        return whole
+
+    def close(self) -> None:
+        """Add nothing any more."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
 
 class Names:
@@ -45,12 +104,14 @@ class Names:
 
     Args:
         known: What it has from the beginning, and keeps: see `hosts_file`.
+        listing: Where what it asks for is written, and then kept as well; None for nowhere.
 
     Attributes:
         on_taken_back: Called when an address becomes another name's.
     """
 
-    def __init__(self, known: Sequence[str] = ()) -> None:
+    def __init__(self, known: Sequence[str] = (), listing: Listing | None = None) -> None:
+        self._listing = listing
         self._known = {name: _FIRST + at for at, name in enumerate(known)}
         self._index: OrderedDict[str, int] = OrderedDict()
         self._name: dict[int, str] = {index: name for name, index in self._known.items()}
@@ -74,8 +135,11 @@ class Names:
                 self._next += 1
             index = self._next
             self._next = index + 1 if index + 1 < IPV4.num_addresses else _FIRST
-            self._index[name] = index
             self._name[index] = name
+            if self._listing is not None and self._listing.add(name, index):
+                self._known[name] = index
+                return index
+            self._index[name] = index
         self._index.move_to_end(name)
         return index
 

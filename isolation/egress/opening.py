@@ -2,8 +2,9 @@
 
 Most programs send their first bytes at once, and to a server that was reached a moment ago. What those
 bytes are is looked at here. What is to be read (HTTP, TLS with `tls: inspect`), wants a question to a name
-server, or fails goes to a task, with them. A program that asked a proxy for its server (proxy.py) is told when
-that is reached, and sends its first bytes then.
+server, or fails goes to a task, with them. Where the server may be one that speaks first, it is dialled
+before (dial.Ahead): it wakes up while all this is made. A program that asked a proxy for its server (proxy.py) is
+told when that is reached, and sends its first bytes then.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 
 from ...policies.addresses import Address
 from .connections import Entry
-from .dial import CONNECT_SECONDS, Dialer, tcp_stream
+from .dial import CONNECT_SECONDS, Ahead, Dialer
 from .inspect import HUSH_SECONDS, Interceptor
 from .relay import Relay
 from .sockets import RawStream
@@ -32,8 +33,8 @@ class Opening:
         opaque: Whether what is neither TLS nor HTTP may pass unseen.
         on_left: Called once, not before `start`: with the bytes that were read, for a task to go on
             with; with None when the connection is over.
-        reply: What the program is told when the server is reached, before its first bytes; b"": it
-            asked no proxy. With one, the server's address must be known: see `is_known`.
+        ahead: The server, dialled already.
+        reply: What the program is still to be told when the server is reached, before its first bytes.
         held: What was read of its first bytes already.
 
     Attributes:
@@ -44,9 +45,10 @@ class Opening:
     def __init__(
         self, client: RawStream, entry: Entry, literal: Address | None, *, dialer: Dialer,
         interceptor: Interceptor, opaque: bool, on_left: Callable[[Opening, bytes | None], None],
-        reply: bytes = b"", held: bytes = b"",
+        ahead: Ahead | None = None, reply: bytes = b"", held: bytes = b"",
     ) -> None:  # fmt: skip
         self.reply = reply
+        self._ahead = ahead
         self.early: RawStream | None = None
         self.client = client
         self.entry = entry
@@ -60,6 +62,7 @@ class Opening:
         self._text = ""
         self._server: RawStream | None = None
         self._waits: RawStream | None = None  # for the client's first bytes, or the server
+        self._passes = False  # its first bytes have been looked at, and may
         self._relay: Relay | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -73,17 +76,27 @@ class Opening:
         return self._address is not None
 
     def start(self) -> None:
-        """Look at what has come, or wait for it; dial first where a reply is due."""
-        if self.reply:
-            self._dial()
-        else:
+        """Go on with the server that was dialled, or look at what has come, or wait for it."""
+        if self._ahead is None:
             self._listen()
+            return
+        self._server, self._address, self._text, self.entry.rule, connected = self._ahead
+        self._server.tally = self.entry
+        if connected:
+            self._reached()
+        else:
+            self._wait_for_server()
 
     def _listen(self) -> None:
-        if not self._look():
-            self._waits = self.client
-            self.client.watcher.add_reader(self.client.fd, self._look)
-            if self._opaque:  # the server may be one that speaks first
+        if self._look():
+            return
+        self._waits = self.client
+        self.client.watcher.add_reader(self.client.fd, self._look)
+        if self._opaque:  # the server may be one that speaks first
+            if self.early is not None:
+                self.early.watcher.add_reader(self.early.fd, self._leave)
+                self._relay = Relay(self.client, self.early, self._ended)
+            else:
                 self._in(HUSH_SECONDS)
 
     def abort(self) -> None:
@@ -104,8 +117,8 @@ class Opening:
         return True
 
     def _judge(self) -> None:
-        self._stop()
         if not self._first:
+            self._stop()
             self.client.close()
             if self._server is not None:
                 self._server.close()
@@ -113,7 +126,9 @@ class Opening:
         elif self.is_known and self._interceptor.passes_unread(
             self._first, self.entry.name or str(self.literal), opaque=self._opaque
         ):
+            self._passes = True
             if self._server is None:
+                self._stop()
                 self._dial()
             else:
                 self._carry(self._server)
@@ -123,11 +138,15 @@ class Opening:
     def _dial(self) -> None:
         assert self._address is not None
         self._text = str(self._address)
-        self._server = tcp_stream(self._address, self.entry, self.client.watcher)
+        self._server = self._dialer.stream(self._address, self.entry, self.client.watcher)
         if not self._connect():
-            self._waits = self._server
-            self._server.watcher.add_writer(self._server.fd, self._connect)
-            self._in(CONNECT_SECONDS)
+            self._wait_for_server()
+
+    def _wait_for_server(self) -> None:
+        assert self._server is not None
+        self._waits = self._server
+        self._server.watcher.add_writer(self._server.fd, self._connect)
+        self._in(CONNECT_SECONDS)
 
     def _connect(self) -> bool:
         assert self._server is not None
@@ -135,20 +154,34 @@ class Opening:
             if not self._server.connected(self._text, self.entry.port):
                 return False
         except OSError:
-            self._dialer.forget(self.entry.name, self.entry.port)
-            self._leave()
+            self._failed()
             return True
         self._stop()
+        self._reached()
+        return True
+
+    def _reached(self) -> None:
+        assert self._server is not None
         self.entry.address = self._text
-        if not self.reply:
+        self.early = self._server
+        if self._passes:
             self._carry(self._server)
-        elif self._say():
-            self.early = self._server
+        elif not self.reply or self._say():
             if self._first:
                 self._judge()
             else:
                 self._listen()
-        return True
+
+    def _failed(self) -> None:
+        self._dialer.forget(self.entry.name, self.entry.port)
+        if self.reply or self._passes:
+            self._leave()
+        else:  # how the program is told depends on what it says first
+            self._stop()
+            assert self._server is not None
+            self._server.close()
+            self._server = self._address = None
+            self._listen()
 
     def _say(self) -> bool:
         try:
@@ -161,17 +194,26 @@ class Opening:
         return whole
 
     def _carry(self, server: RawStream) -> None:
-        self._relay = Relay(self.client, server, self._ended)
+        self._waits = None  # what is watched already need not be anew
+        if self._relay is None:
+            self._relay = Relay(self.client, server, self._ended)
         self._relay.start(self._first)
+        self._dialer.stock()
 
     def _ended(self, error: OSError | None) -> None:
         if error is None:
+            # Whatever else has come by now goes first: to close both takes longer than to carry a message.
+            asyncio.get_running_loop().call_soon(self._close)
+        else:
+            self.abort()
+            self._on_left(self, None)
+
+    def _close(self) -> None:
+        if not self.client.closed:  # else it was cut meanwhile
             assert self._server is not None
             self.client.close()
             self._server.close()
-        else:
-            self.abort()
-        self._on_left(self, None)
+            self._on_left(self, None)
 
     def _leave(self) -> None:
         self._stop()
@@ -192,4 +234,6 @@ class Opening:
         if self._waits is not None and not self._waits.closed:
             self._waits.watcher.remove_reader(self._waits.fd)
             self._waits.watcher.remove_writer(self._waits.fd)
+            if self._waits is self.client and self.early is not None:
+                self.early.watcher.remove_reader(self.early.fd)
         self._waits = None

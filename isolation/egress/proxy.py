@@ -38,7 +38,7 @@ _SOCKS_GREETINGS = (
     b"\x05\x02\x00\x02",
     b"\x05\x03\x00\x01\x02",
 )
-_MOST_DECIDED = 1024
+_MOST_DECIDED, _MOST_READ_BYTES = 1024, 1024
 _STATUS = {Why.NAME_INVALID: 400, Why.UNRESOLVED: 502, Why.UPSTREAM_FAILED: 502}
 
 
@@ -109,8 +109,7 @@ class Asking:
                 self._wait()
                 return True
         else:
-            asked = _socks_asked(data) if self._greeted else _connect_asked(data)
-            if asked is None or not self._proxy.connect(client, asked):
+            if not self._proxy.connect(client, data, greeted=self._greeted):
                 self._proxy.serve_later(client, data, greeted=self._greeted)
         self._on_left(self)
         return True
@@ -134,13 +133,28 @@ class Proxy:
         self._gate = gate
         # Canonical name and verdict of names that are allowed, by what was asked for.
         self._decided: dict[tuple[str, int], tuple[str, Verdict]] = {}
+        # What a CONNECT asks for, and the same, by how it is spelled.
+        self._read: dict[bytes, tuple[_Asked, str, Verdict]] = {}
 
-    def connect(self, client: RawStream, asked: _Asked) -> bool:
-        """Serve what was asked for before and allowed; False when it was not, and nothing has been done."""
-        known = self._decided.get((asked.host, asked.port))
+    def connect(self, client: RawStream, said: bytes, *, greeted: bool) -> bool:
+        """Serve what was asked for before and allowed; False when it was not, and nothing has been done.
+
+        Args:
+            client: The program's end.
+            said: What was read of it.
+            greeted: Whether it had said before that it speaks SOCKS.
+        """
+        known = None if greeted else self._read.get(said)
         if known is None:
-            return False
-        name, verdict = known
+            asked = _socks_asked(said) if greeted else _connect_asked(said)
+            if asked is None or (found := self._decided.get((asked.host, asked.port))) is None:
+                return False
+            known = asked, *found
+            if not greeted and not asked.rest and len(said) <= _MOST_READ_BYTES:
+                if len(self._read) >= _MOST_DECIDED:
+                    self._read.clear()
+                self._read[said] = known
+        asked, name, verdict = known
         self._gate.tunnel(client, asked.via, name, asked.port, verdict, asked.reply, asked.rest)
         return True
 
@@ -318,8 +332,7 @@ async def _say(client: RawStream, status: int, text: str) -> None:
 
 async def _answer(client: RawStream, answer: Answer) -> None:
     headers, body = answer.headers(b"")
-    phrase = {400: b"Bad Request", 403: b"Forbidden"}.get(answer.status, b"Bad Gateway")
     lines = b"".join(n + b": " + v + b"\r\n" for n, v in headers)
-    start = b"HTTP/1.1 %d %s\r\n" % (answer.status, phrase)
+    start = b"HTTP/1.1 %d %s\r\n" % (answer.status, answer.phrase)
     await client.write(start + lines + b"connection: close\r\n\r\n" + body)
     await client.write_eof()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ..plan import BUNDLES
+from ..system import BUNDLES
 from .ca import Authority
 
 CHUNK_BYTES = 256 << 10

@@ -35,6 +35,7 @@ def inherit_variables() -> object:
     found = sorted(
         name
         for name in os.environ
-        if name.startswith(("LD_", "GIT_", "DYLD_")) or name in ("BASH_ENV", "NODE_OPTIONS", "PYTHONPATH", "ENV", "PERL5OPT")
+        if name.startswith(("LD_", "GIT_", "DYLD_", "PURPLE_ATTACK_")) or name in ("BASH_ENV", "NODE_OPTIONS", "PYTHONPATH", "ENV", "PERL5OPT")
+        if name not in target["variables"]
     )  # fmt: skip
     return f"has {found}" if found else "none"

@@ -8,14 +8,14 @@ root has its control as root.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +25,51 @@ from purplebox.gateway.cli import main as purple
 from purplebox.isolation import Engine, plan, probes, sandbox
 from purplebox.isolation.attack import ATTACKS, Attack, answer_of, attack, program, targets
 from purplebox.isolation.bpf import ALLOW
+from purplebox.isolation.egress import shared
 from purplebox.isolation.landlock import abi_version
 from purplebox.isolation.plan import Plan
 from purplebox.policies import Policy, load_policy
+from purplebox.policies.addresses import Address
+from purplebox.policies.hosts import Hosts
+from purplebox.policies.model import HostRule, Network
 
 BASE = load_policy("base")
-Change = Callable[[Plan], Plan]
-EVERYTHING = base64.b64encode(struct.pack("=HBBI", 6, 0, 0, ALLOW)).decode()  # BPF_RET
+Change = Callable[[pytest.MonkeyPatch], None]  # of all engines from here on
+EVERYTHING = struct.pack("=HBBI", 6, 0, 0, ALLOW)  # BPF_RET
 
 
-def without_seccomp(made: Plan) -> Plan:
-    return made._replace(seccomp=EVERYTHING)
+def without_seccomp(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_program(policy: Policy, plan: Plan) -> bytes:
+        return EVERYTHING
+
+    monkeypatch.setattr(sandbox, "compile_program", compile_program)
 
 
-def without_landlock(made: Plan) -> Plan:
-    return made._replace(landlock_abi=0)
+def without_landlock(monkeypatch: pytest.MonkeyPatch) -> None:
+    _change_plans(monkeypatch, lambda made: made._replace(landlock_abi=0))
 
 
-def changed(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
-    """Have every plan that is compiled from here on changed."""
+def with_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    more = {"GIT_PURPLE": "x"}
+    _change_plans(monkeypatch, lambda made: made._replace(environment={**made.environment, **more}))
+
+
+def _change_plans(monkeypatch: pytest.MonkeyPatch, change: Callable[[Plan], Plan]) -> None:
     compiled = plan.compile_plan
 
     def compile_plan(policy: Policy, workspace: Path | None, **more: Any) -> Plan:
         return change(compiled(policy, workspace, **more))
 
     monkeypatch.setattr(sandbox, "compile_plan", compile_plan)
+
+
+def reaching(host: str, found: Mapping[str, Any], **more: Any) -> Policy:
+    rule = HostRule(host=host, ports=(found["port"],), **more)
+    return BASE.model_copy(update={"network": Network(isolated=False, allow=(rule,))})
+
+
+async def to_the_loopback(name: str) -> Sequence[Address]:
+    return [IPv4Address("127.0.0.1")]
 
 
 def granting(found: Mapping[str, Any]) -> Policy:
@@ -95,13 +115,13 @@ class Inside:
     """The control in a sandbox that is changed.
 
     Attributes:
-        change: Of its plan.
+        change: Of its engine.
         policy: Made from what is aimed at; None is `base`.
         found: Instead of what the attack aims at.
         answers: With which the attack succeeds: what it then meets has nothing to do with the layer.
     """
 
-    change: Change = field(default=lambda made: made)
+    change: Change = lambda monkeypatch: None
     policy: Callable[[Mapping[str, Any]], Policy] = lambda found: BASE
     found: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda found: {}
     answers: tuple[str, ...] = ("ok",)
@@ -117,7 +137,7 @@ class Outside:
     """
 
     user: bool = True
-    found: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    found: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda found: {}
     answers: tuple[str, ...] = ("ok",)
 
 
@@ -127,7 +147,7 @@ CONTROLS: dict[str, Inside | Outside] = {
     "see_processes": Outside(answers=("sees",)),
     "read_secrets_of_processes": Outside(answers=("in /proc/",)),
     "signal_the_host": OUTSIDE,
-    "enter_namespaces_of_pid_1": Outside(found={"process": "self"}),
+    "enter_namespaces_of_pid_1": Outside(found=lambda found: {"process": "self"}),
     "change_cgroup": OUTSIDE,
     "read_secret": Inside(policy=granting),
     "run_from_memory": Inside(policy=granting),
@@ -168,11 +188,14 @@ CONTROLS: dict[str, Inside | Outside] = {
     "x32_entry": Inside(change=without_seccomp, answers=("ENOSYS", "ok")),
     "more_processes": Inside(found=lambda found: {"processes": 16}),
     "reach_the_hosts_loopback": OUTSIDE,
-    "reach_the_network": Outside(found={"far": "127.0.0.1"}),  # a datagram to nobody leaves
+    "reach_the_network": Outside(found=lambda found: {"far": [("127.0.0.1", found["port"])]}),
+    "send_a_datagram": Outside(found=lambda found: {"unconnected": [("127.0.0.1", found["datagrams"])], "patience": 1}),
+    "reach_a_name": Inside(policy=lambda found: reaching(found["names"][0][0], found, addresses=("127.0.0.1",)), found=lambda found: {"names": [(found["names"][0][0], found["port"])]}),
+    "tunnel_through_the_gate": Inside(policy=lambda found: reaching("127.0.0.1", found)),
     "see_interfaces": Outside(answers=("sees",)),
     "reach_abstract_socket": OUTSIDE,
     "reach_path_socket": OUTSIDE,
-    "inherit_variables": Inside(policy=lambda found: BASE.model_copy(update={"environment": BASE.environment.model_copy(update={"pass_": ("GIT_PURPLE",)})}), answers=("has",)),
+    "inherit_variables": Inside(change=with_a_variable, answers=("has",)),
 }  # fmt: skip
 
 _LAUNCH = """
@@ -197,7 +220,7 @@ def outside(name: str, control: Outside, found: Mapping[str, Any], directory: Pa
     if not control.user and os.geteuid() != 0:
         pytest.skip("needs root")
     host = json.dumps(probes.namespaces())
-    aimed = json.dumps({**found, **control.found})
+    aimed = json.dumps({**found, **control.found(found)})
     fd = os.open("/", os.O_RDONLY)
     try:
         kind = "user" if control.user else "root"
@@ -213,20 +236,15 @@ def outside(name: str, control: Outside, found: Mapping[str, Any], directory: Pa
 def inside(
     name: str, control: Inside, found: Mapping[str, Any], workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> str:  # fmt: skip
-    changed(monkeypatch, control.change)
+    control.change(monkeypatch)
     policy = control.policy(found)
     policy = policy.model_copy(update={"require": ()})
 
     async def go() -> str:
-        async with Engine(policy, workspace) as engine:
+        async with Engine(policy, workspace, resolve=to_the_loopback) as engine:
             return await answer_of(engine, name, {**found, **control.found(found)})
 
     return asyncio.run(go())
-
-
-@pytest.fixture
-def secret_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GIT_PURPLE", "x")
 
 
 @pytest.fixture
@@ -237,8 +255,7 @@ def aim() -> Iterator[tuple[Path, dict[str, Any]]]:
 
 @pytest.mark.parametrize("one", ATTACKS, ids=lambda one: one.name)
 def test_an_attack_succeeds_without_the_rule(
-    one: Attack, aim: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
-    secret_variable: None,
+    one: Attack, aim: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     workspace, found = aim
     control = CONTROLS[one.name]
@@ -258,13 +275,68 @@ def test_an_attack_succeeds_without_the_rule(
     assert not set(answer.split()) <= one.answers or answer in ("SIGSEGV", "EBADF"), answer
 
 
-@pytest.mark.parametrize("name", ["base", "strict", "code-assistant", "mcp-server"])
+@pytest.mark.parametrize(
+    "name",
+    ["base", "strict", "code-assistant", "mcp-server", "ci-build", "web-scraper", "llm-inference"],
+)
 def test_every_attack_on_a_shipped_profile_is_refused(name: str) -> None:
     policy = load_policy(name)
     policy = policy.model_copy(update={"require": ()})  # on a host without cgroups, too
     layers = asyncio.run(attack(policy))
     assert [layer.sentence() for layer in layers if layer.broken] == []
     assert len([o for layer in layers for o in layer.outcomes]) >= len(ATTACKS) - 3
+
+
+INSPECTED = """
+name: inspected
+extends: base
+require: []
+network:
+  isolated: false
+  tls: inspect
+  allow: [{host: "**"}, {host: 127.0.0.1, ports: [9]}, {host: "0.0.0.0/0"}, {host: localhost, addresses: ["127.0.0.0/8"]}]
+  credentials: [{host: a.example, header: A, value: "${secret:A_TOKEN}", placeholder_env: GIT_TOKEN}]
+environment: {pass: [GIT_EDITOR], set: {GIT_PAGER: cat}}
+"""
+
+
+def attacked(policy: Policy) -> list[str]:
+    return [layer.sentence() for layer in asyncio.run(attack(policy)) if layer.broken]
+
+
+def test_what_a_policy_grants_is_no_attack_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Variables that the view itself sets, wide rules: what is attacked is what none of them allows."""
+    monkeypatch.setenv("A_TOKEN", "t")
+    monkeypatch.setenv("GIT_EDITOR", "ed")
+    file = tmp_path / "inspected.yaml"
+    file.write_text(INSPECTED)
+    assert attacked(load_policy(str(file))) == []
+    with_a_variable(monkeypatch)
+    (said,) = attacked(load_policy(str(file)))
+    assert said == "environment  BROKEN   1 of 1 attack: inherit_variables: has ['GIT_PURPLE']"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        HostRule(host="127.0.0.0/8", ports=tuple(range(1024, 65536))),
+        HostRule(host="purple-attack.invalid"),
+        HostRule(host="203.0.113.0/24"),
+    ],
+    ids=lambda rule: rule.host,
+)
+def test_a_gate_that_lets_through_what_no_rule_allows_is_found(
+    rule: HostRule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wider(network: Network) -> Hosts:
+        return Hosts(network.model_copy(update={"allow": (*network.allow, rule)}))
+
+    policy = load_policy("ci-build").model_copy(update={"require": ()})
+    monkeypatch.setattr(shared, "Hosts", wider)
+    (said,) = attacked(policy)
+    assert said.startswith("network") and "tunnel_through_the_gate: ok" in said
 
 
 def test_every_attack_has_its_control() -> None:
@@ -293,7 +365,7 @@ def test_doctor_says_a_line_a_layer_and_fails_when_one_succeeds(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(dict.fromkeys(one.layer for one in ATTACKS))
     assert all(line.split()[1] in ("held", "skipped") for line in lines)
-    changed(monkeypatch, without_seccomp)
+    without_seccomp(monkeypatch)
     assert purple(["doctor", "--attack", "-p", "base"]) == 1
     (broken,) = [line for line in capsys.readouterr().out.splitlines() if "BROKEN" in line]
     assert broken.startswith("seccomp") and "keyring: ok" in broken
@@ -308,9 +380,11 @@ def test_a_gateway_told_to_attack_first_refuses_to_serve(
         served.append(policy.name)
 
     monkeypatch.setattr("purplebox.gateway.server.serve_tools", serve)
-    command = ["serve", "-p", "base", "-w", str(workspace), "--attack-first"]
-    assert (purple(command), served) == (0, ["base"])
-    changed(monkeypatch, without_seccomp)
+    for name in ("ci-build", "base"):
+        command = ["serve", "-p", name, "-w", str(workspace), "--attack-first"]
+        assert purple(command) == 0
+    assert served == ["ci-build", "base"]
+    without_seccomp(monkeypatch)
     assert purple(command) == 1
-    assert served == ["base"]
+    assert served == ["ci-build", "base"]
     assert "not serving" in capsys.readouterr().err

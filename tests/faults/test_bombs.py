@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,64 @@ def test_processes_of_one_are_not_counted_for_another(workspace: Path) -> None:
     *within, over = asyncio.run(go())
     assert [(result.exit_code, result.limits) for result in within] == [(0, ())] * 4
     assert [limit.key for limit in over.limits] == ["resources.processes"]
+
+
+# Few files can be open here, so that few descriptors under way are too many.
+BESIDE_A_HOG = """
+import asyncio, resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))
+from purplebox.isolation import Engine, SetupError
+from purplebox.policies import load_policy
+
+HOG = '''
+import array, os, socket, time
+pairs = []
+fds = array.array("i", [0] * 253)
+try:
+    while True:
+        pairs.append(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+        sender = pairs[-1][0]
+        sender.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+except OSError as error:
+    print(error.errno, flush=True)
+time.sleep(1000)
+'''
+
+async def main():
+    async with Engine(load_policy("base"), Path(sys.argv[1])) as engine:
+        bystander = await engine.start(["cat"])
+        hog = await engine.start(["python3", "-c", HOG], stdin="null")
+        assert int(await hog.stdout.receive()) == 109  # the control: ETOOMANYREFS
+        refused = 0
+        try:
+            for _ in range(100):
+                sandbox = await engine.start(["sleep", "1000"], stdin="null")
+                await sandbox.aclose()
+        except SetupError as error:
+            assert "Too many references" in str(error), error
+            refused = 1
+        await bystander.stdin.send(b"here")
+        assert await bystander.stdout.receive() == b"here"
+        await hog.aclose()
+        while True:  # what is under way is closed by the kernel in its own time
+            try:
+                assert (await engine.run(["true"])).exit_code == 0
+                break
+            except SetupError:
+                await asyncio.sleep(0.01)
+        await bystander.aclose()
+        print("refused" if refused else "served")
+
+asyncio.run(main())
+"""
+
+
+def test_descriptors_under_way_without_end_are_nobody_elses_end(workspace: Path) -> None:
+    """They are counted for a user, and so for all of its sandboxes."""
+    argv = [sys.executable, "-c", BESIDE_A_HOG, str(workspace)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=250)
+    assert (done.stdout, done.returncode) == ("refused\n", 0), done.stderr
+    # A process says why it refuses, and none of ours has ended.
+    assert all("Too many references" in line for line in done.stderr.splitlines()), done.stderr
+    assert "failed" not in done.stderr

@@ -92,7 +92,7 @@ async def test_errors_are_the_engines_and_their_tracebacks_show_both_sides(works
             await engine.run(["nonesuch"])
         names = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
         assert names[0].startswith("test_errors")
-        assert "resolve" in names  # where it was found out
+        assert "carry_out" in names  # where it was found out
         assert not caught.value.__suppress_context__
         with pytest.raises(OperationError) as refused:
             await engine.call("read_file", {"path": "nowhere"})

@@ -287,12 +287,35 @@ asyncio.run(main())
 """
 
 
-def test_a_process_is_talked_with(workspace: Path) -> None:
+STAND = """
+async def main():
+    async with Engine(Policy.model_validate_json(sys.argv[2]), Path(sys.argv[3])) as engine:
+        async with await engine.sandbox() as sandbox:
+            await sandbox.run(["sh", "-c", "echo kept > $TMPDIR/state"])
+            print((await sandbox.run(["sh", "-c", "cat $TMPDIR/state"])).stdout.decode(), end="")
+            late = await sandbox.run(["sh", "-c", "echo on; sleep 1000"], wall_seconds=0.5)
+            print(late.stdout.decode(), late.reason, (await sandbox.run(["true"])).exit_code)
+        print(sandbox.result.signal)
+
+no_namespaces(int(sys.argv[1]))
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "said"), [(TALK, "got it 15 15 9"), (STAND, "kept on timed_out 0 9")]
+)
+def test_a_process_is_talked_with_and_a_sandbox_stands(
+    workspace: Path, program: str, said: str
+) -> None:
     words = ["1000", accepting(*ALL).model_dump_json(by_alias=True), str(workspace)]
     ran = subprocess.run(
-        [sys.executable, "-c", WITHOUT + TALK, *words], capture_output=True, text=True, check=False
+        [sys.executable, "-c", WITHOUT + program, *words],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert (ran.stdout.split(), ran.returncode) == (["got", "it", "15", "15", "9"], 0), ran.stderr
+    assert (ran.stdout.split(), ran.returncode) == (said.split(), 0), ran.stderr
 
 
 @pytest.mark.parametrize(

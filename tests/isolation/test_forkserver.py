@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
 import pytest
 
-from purplebox.isolation import Engine, SetupError, forkserver, link
+from purplebox.isolation import Engine, SetupError, forkserver, keeper
+from purplebox.isolation.descriptors import receive
 from purplebox.isolation.forkserver import ForkServer
+from purplebox.isolation.link import Link
 from purplebox.policies import load_policy
 
 pytestmark = pytest.mark.anyio
 BASE = load_policy("base")
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ForkServer]:
-    made = ForkServer()
-    monkeypatch.setattr(link, "FORK_SERVER", made)
-    yield made
-    made.close()
 
 
 def parent(pid: int) -> int:
@@ -69,6 +64,17 @@ async def test_engines_share_one_server_and_no_descriptor(
         known = os.readlink("/proc/self/ns/mnt")
         shared = {name for name in (mine & other) - {known} if not name.startswith("/memfd")}
         assert (len(mine) > 4, shared) == (True, set())
+
+
+async def test_an_engine_that_has_no_plan_yet_keeps_no_other_waiting(
+    server: ForkServer, workspace: Path
+) -> None:
+    slow = Link()
+    await slow.begin()
+    with anyio.fail_after(15):
+        async with Engine(BASE, workspace) as engine:
+            assert await true(engine) == 0
+    await slow.close()
 
 
 async def test_the_end_of_one_zygote_is_that_of_its_engine_alone(
@@ -177,3 +183,30 @@ async def test_a_gateway_may_have_closed_its_streams(closed: str, workspace: Pat
     script = f'exec "$0" "$@" {closed}'
     argv = ["sh", "-c", script, sys.executable, "-c", CLOSED, str(workspace)]
     assert subprocess.run(argv, check=False).returncode == 40
+
+
+@pytest.mark.parametrize("gateway", ["waits", "has gone"])
+def test_a_keeper_that_cannot_be_offered_waits_for_its_gateway_alone(
+    gateway: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    door, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    tries: list[bytes] = []
+    send_fds = socket.send_fds
+
+    def full(channel: socket.socket, buffers: list[bytes], fds: list[int]) -> int:
+        tries.append(buffers[0])
+        if gateway == "has gone" or len(tries) < 3:
+            raise OSError(errno.ETOOMANYREFS, "Too many references")
+        return send_fds(channel, buffers, fds)
+
+    monkeypatch.setattr(socket, "send_fds", full)
+    theirs.send(b"hurry")  # which nobody has read when the gateway dies
+    if gateway == "has gone":
+        theirs.close()
+    with door, theirs:
+        keeper._offer(door, b"facts", [door.fileno()])
+        if gateway == "waits":
+            message, fds = receive(theirs, 16, 1)
+            assert (message, len(tries)) == (b"facts", 3)
+            os.close(*fds)
+    assert capfd.readouterr().err.count("a keeper has to wait") == 1

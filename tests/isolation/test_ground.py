@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import json
 import os
+import select
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,13 +18,17 @@ from typing import Any
 
 import pytest
 
-from purplebox.isolation import Engine, SetupError, forkserver, link, plan, sandbox
-from purplebox.isolation.ground import likely
-from purplebox.isolation.plan import NETWORK_FILES, Plan, compile_plan
+from purplebox.isolation import Engine, SetupError, forkserver, link, sandbox, system
+from purplebox.isolation.cgroup import Cgroup
+from purplebox.isolation.ground import Ground, likely
+from purplebox.isolation.marks import Marks
+from purplebox.isolation.plan import Plan, compile_plan, compile_program, interpreters
+from purplebox.isolation.system import NETWORK_FILES
 from purplebox.policies import load_policy
 
 pytestmark = pytest.mark.anyio
 BASE = load_policy("base")
+LIKELY = likely(interpreters())
 
 
 def children(pid: int) -> list[int]:
@@ -35,15 +42,112 @@ def zygotes(engine: Engine) -> list[int]:
 
 def test_what_is_likely_serves_a_plan_with_and_without_network(workspace: Path) -> None:
     base = compile_plan(BASE, workspace)
-    assert likely().serves(base)
-    assert likely().serves(compile_plan(load_policy("web-scraper"), workspace))
+    assert LIKELY.serves(base)
+    assert LIKELY.serves(compile_plan(load_policy("web-scraper"), workspace))
     for other in (
         base._replace(system=base.system[1:]), base._replace(system=(*base.system, "/srv")),
         base._replace(devices=("/dev/tty",)), base._replace(namespaces=False),
+        base._replace(runtime=("/srv",)),
         base._replace(id_maps=("newuidmap", "0 1 1")),
     ):  # fmt: skip
-        assert not likely().serves(other)
-    assert set(NETWORK_FILES) & set(likely().system) == {"/etc/hosts"}  # of which there is a copy
+        assert not LIKELY.serves(other)
+    assert set(NETWORK_FILES) & set(LIKELY.system) == {"/etc/hosts"}  # of which there is a copy
+
+
+async def test_what_is_asked_for_meanwhile_is_left_to_the_zygote_that_the_plan_needs(
+    workspace: Path,
+) -> None:
+    plan = compile_plan(BASE, workspace)
+    for needed in (plan, plan._replace(system=(*plan.system, "/etc/dpkg"))):
+        found = link.Link()
+        try:
+            await found.begin()
+            os.kill(found._keeper, signal.SIGSTOP)  # while the zygote that it has goes on
+            await found.open(needed)
+            asked = asyncio.create_task(found.spawn_first(Marks()))
+            await asyncio.sleep(0)  # it has been
+            found.restrict(compile_program(BASE, needed))
+            for _ in range(20):
+                await asyncio.sleep(0.01)
+            os.kill(found._keeper, signal.SIGCONT)
+            async with asyncio.timeout(120):
+                started = await asked
+            await started.gone()
+            found.gone(started)
+        finally:
+            await found.close()
+
+
+async def test_there_is_no_sandbox_before_its_filter(workspace: Path) -> None:
+    plan = compile_plan(BASE, workspace)
+    found = link.Link()
+    try:
+        await found.begin()
+        await found.open(plan)
+        asked = asyncio.create_task(found.spawn_first(Marks()))
+        for _ in range(20):  # it would come in a few milliseconds
+            await asyncio.sleep(0.01)
+        assert not asked.done()
+        found.restrict(compile_program(BASE, plan))
+        async with asyncio.timeout(60):
+            started = await asked
+        started.kill()
+        await started.gone()
+        found.gone(started)
+    finally:
+        await found.close()
+
+
+async def test_a_zygote_that_dies_before_its_keeper_can_say_why_is_no_riddle(
+    monkeypatch: pytest.MonkeyPatch, workspace: Path
+) -> None:
+    """Its end is heard first where the keeper is not done with hearing of it."""
+    ends = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+    (to_keeper, keeper), (to_zygote, zygote) = ends
+    for channel in (to_keeper, to_zygote):
+        channel.setblocking(False)
+    none: dict[str, Any] = {"version": 0, "reason": "", "bases": {}}
+    with subprocess.Popen(["sleep", "inf"]) as process:
+
+        async def take() -> forkserver.Offer:
+            return forkserver.Offer(process.pid, none, to_keeper, to_zygote)
+
+        monkeypatch.setattr(forkserver.FORK_SERVER, "take", take)
+        found = link.Link()
+        await found.begin()
+        await found.open(compile_plan(BASE, workspace))
+        standing = asyncio.create_task(found.built())
+        asked = asyncio.create_task(found.spawn_first(Marks()))
+        await asyncio.sleep(0)  # it has been
+        zygote.close()
+        for _ in range(10):  # in which the loop reads that
+            await asyncio.sleep(0)
+        assert not standing.done()
+        keeper.send(b'{"error": "no tproxy"}')
+        keeper.close()
+        try:
+            async with asyncio.timeout(60):
+                with pytest.raises(SetupError, match="no tproxy"):
+                    await standing
+                with pytest.raises(SetupError, match="keeper is gone"):
+                    await asked
+        finally:
+            await found.close()
+            process.kill()
+
+
+async def test_who_waits_for_a_view_hears_that_it_was_closed(workspace: Path) -> None:
+    found = link.Link()
+    await found.begin()
+    os.kill(found._keeper, signal.SIGSTOP)
+    await found.open(compile_plan(BASE, workspace))
+    standing = asyncio.create_task(found.built())
+    await asyncio.sleep(0)  # it waits
+    os.kill(found._keeper, signal.SIGCONT)
+    await found.close()
+    async with asyncio.timeout(60):
+        with pytest.raises(SetupError, match="gone"):
+            await standing
 
 
 async def test_a_plan_that_needs_another_view_gets_one(
@@ -200,16 +304,33 @@ def test_system_software_that_comes_or_goes_is_noticed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     places = [str(tmp_path / name) for name in ("one", "two")]
-    monkeypatch.setattr(plan, "SYSTEM", places)
-    monkeypatch.setattr(plan, "_PARENTS", (str(tmp_path),))
-    monkeypatch.setattr(plan, "ETC", [])
+    monkeypatch.setattr(system, "SYSTEM", places)
+    monkeypatch.setattr(system, "_PARENTS", (str(tmp_path),))
+    monkeypatch.setattr(system, "ETC", [])
     old = os.stat(tmp_path).st_ctime_ns + 2_000_000_000
     monkeypatch.setattr(time, "time_ns", lambda: old + 10_000_000_000)
-    assert plan.system_paths() == plan.system_paths() == ()
+    assert system.system_paths() == system.system_paths() == ()
     for index, place in enumerate(places):
         time.sleep(0.02)  # the kernel's tick
         Path(place).mkdir()
-        assert plan.system_paths() == plan.system_paths() == tuple(places[: index + 1])
+        assert system.system_paths() == system.system_paths() == tuple(places[: index + 1])
     time.sleep(0.02)
     Path(places[0]).rmdir()
-    assert plan.system_paths(["/", "/nonexistent"]) == (places[1], "/")
+    assert system.system_paths(["/", "/nonexistent"]) == (places[1], "/")
+
+
+def test_a_zygote_that_dies_before_it_has_read_all_is_said_to_have_died(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def die(keeper: socket.socket, *_: object) -> None:
+        select.select([keeper], [], [])
+        os._exit(1)
+
+    class NoFiles(Cgroup):
+        def open_procs(self) -> list[int]:
+            return []
+
+    monkeypatch.setattr("purplebox.isolation.ground.become_zygote", die)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(SetupError, match="the zygote died"):
+        Ground(theirs, LIKELY._replace(namespaces=False), group=NoFiles(2, {}))

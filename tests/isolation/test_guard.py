@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from purplebox.isolation import Engine, Result, SetupError
+from purplebox.isolation import Engine, Result, SetupError, guard
 from purplebox.isolation.guard import Guard
 from purplebox.policies import Policy, load_policy
 
@@ -62,6 +62,26 @@ def test_the_way_to_a_protected_path_cannot_be_renamed(workspace: Path) -> None:
     assert shell(workspace, "mv .git other", UNPROTECTED).exit_code == 0
 
 
+def test_the_way_to_a_hidden_path_cannot_be_renamed(workspace: Path) -> None:
+    """What is hidden by its name would be there by another in the next call."""
+    for name in ("config/secret.key", "deploy/a.pem", "deep/x/.env"):
+        (workspace / name).parent.mkdir(parents=True)
+        (workspace / name).write_text("s3cret")
+    hidden = with_files(hide=("config/secret.key", "deploy/*.pem", "deep/x/.env"), protect=())
+    for policy, shown in ((hidden, 0), (UNPROTECTED, 3)):
+
+        async def go(policy: Policy = policy) -> bytes:
+            async with Engine(policy, workspace) as engine:
+                for command in ("mv config c2", "mv deploy d2", "mv deep/x deep/y", "mv deep d3"):
+                    result = await engine.run(["sh", "-c", f"{command}; true"])
+                    assert (b"busy" in result.stderr) is (policy is hidden), result.stderr
+                read = "cat */secret.key */a.pem */[xy]/.env"
+                return (await engine.run(["sh", "-c", read])).stdout
+
+        assert asyncio.run(go()).count(b"s3cret") == shown
+    assert (workspace / "d3").is_dir()  # of the control
+
+
 def test_a_link_planted_in_the_way_moves_nothing_outside(workspace: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     (outside / "hooks").mkdir(parents=True)
@@ -77,6 +97,80 @@ def test_a_link_of_the_persons_own_stays(workspace: Path) -> None:
     assert (workspace / ".vscode").is_symlink()
     swapped = shell(workspace, "rm .vscode && mkdir .vscode")
     assert swapped.moved_aside == (".vscode was moved to .vscode.purple-quarantine-1",)
+
+
+SWAPS = {
+    "the link itself": "rm .git; mkdir -p .git/hooks; echo evil > .git/config",
+    "the link, and back": "mv .git l; mkdir -p e/hooks; echo evil > e/config; ln -s e .git",
+    "the next link": "rm next; mkdir -p next/hooks; echo evil > next/config",
+    "a directory above": "mv deep d; mkdir -p deep/git/hooks; echo evil > deep/git/config",
+    "the directory": "mv deep/git d; mkdir -p deep/git/hooks; echo evil > deep/git/config",
+}
+
+
+def linked(workspace: Path) -> None:
+    (workspace / "deep/git/hooks").mkdir(parents=True)
+    (workspace / "deep/git/config").write_text("[core]\n")
+    (workspace / "next").symlink_to("deep/git")
+    (workspace / ".git").symlink_to("next")
+
+
+@pytest.mark.parametrize("command", SWAPS.values(), ids=SWAPS)
+def test_a_protected_name_that_links_lead_to_cannot_be_replaced(
+    workspace: Path, command: str
+) -> None:
+    linked(workspace)
+    assert (
+        shell(workspace, "echo x >> .git/config").moved_aside == ()
+    )  # and nothing is, of the person's
+    result = shell(workspace, command)
+    config = workspace / ".git/config"
+    assert not config.exists() or config.read_text() == "[core]\n", result
+    assert (workspace / "deep/git/config").read_text() == "[core]\n"
+    assert (workspace / "deep/git/hooks").is_dir()
+
+
+@pytest.mark.parametrize("command", SWAPS.values(), ids=SWAPS)
+def test_without_the_rule_it_can(workspace: Path, command: str) -> None:
+    linked(workspace)
+    shell(workspace, command, UNPROTECTED)
+    assert (workspace / ".git/config").read_text() == "evil\n"
+
+
+def test_what_links_lead_to_stays_hidden_and_protected_without_them(workspace: Path) -> None:
+    linked(workspace)
+    (workspace / "deep/git/key").write_text("s3cret")
+    hidden = with_files(hide=(".git/key",))
+    later = "cat deep/git/key d/git/key; echo evil > deep/git/config"
+    for policy, seen in ((hidden, b""), (UNPROTECTED, b"s3cret")):
+
+        async def go(policy: Policy = policy) -> Result:
+            async with Engine(policy, workspace) as engine:
+                await engine.run(["sh", "-c", "rm .git; mv deep d"])
+                return await engine.run(["sh", "-c", later])
+
+        assert asyncio.run(go()).stdout == seen
+        if policy is hidden:
+            assert (workspace / "deep/git/config").read_text() == "[core]\n"
+
+
+def test_a_link_to_a_gitfile_cannot_be_replaced(workspace: Path) -> None:
+    (workspace / "gitfile").write_text("gitdir: /elsewhere/worktrees/mine\n")
+    (workspace / ".git").symlink_to("gitfile")
+    assert shell(workspace, "echo 'gitdir: x' > gitfile").moved_aside == ()
+    assert (workspace / "gitfile").read_text() == "gitdir: /elsewhere/worktrees/mine\n"
+    result = shell(workspace, "rm .git; mkdir -p .git/hooks; echo evil > .git/config")
+    assert not (workspace / ".git/config").exists(), result
+    assert not (workspace / ".git/hooks").exists()
+
+
+def test_what_is_made_where_links_of_the_persons_lead_is_moved_aside_there(workspace: Path) -> None:
+    linked(workspace)
+    (workspace / "deep/git/hooks").rmdir()
+    result = shell(workspace, "mkdir .git/hooks; echo evil > .git/hooks/pre-commit")
+    assert result.moved_aside == ("deep/git/hooks was moved to deep/git/hooks.purple-quarantine-1",)
+    assert (workspace / ".git/config").read_text() == "[core]\n"
+    assert not (workspace / ".git/hooks").exists()
 
 
 def test_what_the_person_makes_between_calls_is_held_in_the_next(workspace: Path) -> None:
@@ -127,6 +221,51 @@ def test_too_many_matches_say_what_to_do(workspace: Path) -> None:
         Guard(str(workspace), ["*.key"], []).look()
 
 
+def test_a_call_that_is_refused_for_them_keeps_no_sandbox(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "_RESCAN_SECONDS", 0.0)
+    monkeypatch.setattr(guard, "_RESCAN_RATIO", 0.0)
+
+    async def go() -> None:
+        async with Engine(with_files(hide=("*.key",)), workspace) as engine:
+            while not engine._commands._ready:
+                await asyncio.sleep(0.01)
+            files = [workspace / f"{index}.key" for index in range(1001)]
+            for file in files:
+                file.write_text("")
+            with pytest.raises(SetupError, match="name their directory instead"):
+                await engine.run(["true"])
+            for file in files:
+                file.unlink()
+            assert (await engine.run(["true"])).exit_code == 0
+            await asyncio.sleep(0)  # the pool hears of an end after its caller
+            assert engine._commands._in_use == 0
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("pattern", ["*.key", "\xe9.key"])
+def test_a_name_that_sandboxes_would_spell_otherwise_is_refused(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    path = workspace / "\xe9.key"
+    for hide, protect in (([pattern], []), ([], [pattern])):
+        path.write_text("k")
+        assert Guard(str(workspace), hide, protect).look() != (
+            (),
+            (),
+            (),
+            (),
+        )  # the control: in UTF-8
+        with monkeypatch.context() as patched:
+            patched.setattr(guard, "_ENCODING", "iso8859-1")
+            with pytest.raises(ValueError, match=r"LC_ALL=C\.UTF-8"):
+                Guard(str(workspace), hide, protect).look()
+            path.unlink()
+            assert Guard(str(workspace), ["*.key"], []).look() == ((), (), (), ())
+
+
 CLOSE = "chmod 000 .git sub; true"
 REOPEN = "chmod 755 .git sub; echo x >> .git/config; cat sub/.env"
 
@@ -155,6 +294,7 @@ def test_what_is_made_in_a_directory_that_is_then_closed_is_moved_aside(
 ) -> None:
     result = shell(workspace, f"mkdir -p .git/hooks; echo x > .git/hooks/pre-commit; {closed}")
     workspace.chmod(0o700)
+    (workspace / ".git").chmod(0o700)
     assert result.moved_aside == (".git/hooks was moved to .git/hooks.purple-quarantine-1",)
     assert not (workspace / ".git/hooks").exists()
 

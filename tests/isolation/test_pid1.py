@@ -11,13 +11,15 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from purplebox.isolation import pid1
+from purplebox.isolation import CommandNotFound, pid1
+from purplebox.isolation.command import Command
 from purplebox.isolation.seccomp import compile_filter
 from purplebox.policies import load_policy
 
@@ -86,9 +88,17 @@ class Started:
             os.close(fd)
 
     def run(
-        self, argv: Sequence[str], env: Mapping[str, str] | None = None, directory: str = ""
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        directory: str = "",
+        programs: Sequence[str] = (),
     ) -> dict[str, Any]:
-        order = pid1.order(argv[0], argv, env or {}, directory, "")
+        variables = [f"{name}={value}" for name, value in (env or {}).items()]
+        command = Command(
+            programs=programs or argv[:1], argv=argv, variables=variables, directory=directory
+        )
+        order = command.order()
         half = len(order) // 2  # as when a socket's buffer is full
         self.control.sendall(pid1.GO + order[:half])
         self.control.sendall(order[half:])
@@ -136,12 +146,24 @@ def test_a_long_order_arrives_whole(start: Start) -> None:
     report = started.run(["/bin/sh", "-c", "echo ${#1}", "sh", "x" * 120_000], {"Y": "y" * 120_000})
     assert report["status"] == 0
     assert started.written() == b"120000\n"
-    with pytest.raises(OSError, match="too long") as caught:
-        pid1.order("/bin/true", ["x" * (1 << 20)], {}, "", "")
-    assert caught.value.errno == errno.E2BIG
-    with pytest.raises(OSError, match="NUL") as caught:
-        pid1.order("/bin/true", ["a\0b"], {}, "", "")
-    assert caught.value.errno == errno.EINVAL
+
+
+def test_as_many_arguments_as_fit_arrive_and_no_more(start: Start) -> None:
+    """Pointers to them go behind them, in the same mebibyte."""
+
+    def words(count: int) -> list[str]:
+        return ["/bin/sh", "-c", "echo $#", "sh", *["x"] * count]
+
+    fits = ((1 << 20) - 256) // (2 + 8)
+    started = start()
+    assert started.run(words(fits))["status"] == 0
+    assert started.written() == b"%d\n" % fits
+    with pytest.raises(CommandNotFound, match="too long") as caught:
+        Command(programs=["/bin/sh"], argv=words(fits + 32), variables=(), directory="").order()
+    assert caught.value.code == "E2BIG"
+    with pytest.raises(CommandNotFound, match="NUL") as caught:
+        Command(programs=["/bin/true"], argv=["a\0b"], variables=(), directory="").order()
+    assert caught.value.code == "EINVAL"
 
 
 def test_a_command_killed_by_a_signal_is_told_with_it(start: Start) -> None:
@@ -161,6 +183,30 @@ def test_what_cannot_execute_is_refused_with_its_errno(tmp_path: Path, start: St
     assert run(["/bin/true"], directory=str(tmp_path / "nowhere")) == {"refused": "ENOENT"}
     run = start().run
     assert run(["/bin/true"], directory=str(tmp_path))["status"] == 0
+
+
+def test_the_first_that_can_be_executed_is(tmp_path: Path, start: Start) -> None:
+    """As execvp(3) goes through PATH, and as it fails."""
+    missing, directory = str(tmp_path / "missing"), str(tmp_path)
+    plain = tmp_path / "plain"
+    plain.write_text("text")
+    below = str(plain / "below")
+    run = start().run
+    assert (
+        run(["true"], programs=[missing, directory, below, "/bin/true", "/bin/false"])["status"]
+        == 0
+    )
+    run = start().run
+    status = run(["false"], programs=[missing, "/bin/false", "/bin/true"])["status"]
+    assert os.waitstatus_to_exitcode(status) == 1
+    run = start().run
+    assert run(["x"], programs=[missing, below]) == {"refused": "ENOENT"}
+    run = start().run
+    assert run(["x"], programs=[missing, str(plain), missing]) == {"refused": "EACCES"}
+    plain.write_bytes(b"\x7fELF")
+    plain.chmod(0o755)
+    run = start().run
+    assert run(["x"], programs=[missing, str(plain), "/bin/true"]) == {"refused": "ENOEXEC"}
 
 
 def test_the_filter_holds_for_the_command(start: Start) -> None:
@@ -189,6 +235,40 @@ def test_it_moves_itself_into_each_cgroup_or_executes_nothing(start: Start) -> N
     finally:
         for fd in (*readers, *writers, full):
             os.close(fd)
+
+
+def test_it_has_no_stack_while_it_waits(tmp_path: Path) -> None:
+    """Where the kernel has put it so that all of the range is there: one in some thousand lies too close to
+    the end of the address space, and in User Mode Linux each second one."""
+    assert any(_waits_without_a_stack(tmp_path) for _ in range(40))
+
+
+def _waits_without_a_stack(tmp_path: Path) -> bool:
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    full = fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)
+    os.write(writer, bytes(full))
+    started = Started(tmp_path, forked=False, groups=[writer])
+
+    def status() -> dict[str, str]:
+        lines = Path(f"/proc/{started.process.pid}/status").read_text().splitlines()
+        return dict(line.split(":\t", 1) for line in lines)
+
+    try:
+        while status()["Name"] != "init":
+            time.sleep(0.001)
+        assert status()["VmStk"].split()[0] != "0"  # it waits for room in the pipe
+        os.read(reader, full)
+        for _ in range(200):
+            if status()["VmStk"].split()[0] == "0":
+                return True
+            time.sleep(0.005)
+        return False
+    finally:
+        os.close(reader)
+        os.close(writer)
+        started.control.close()
+        started.output.close()
+        started.process.wait()
 
 
 @pytest.mark.parametrize("said", [b"", pid1.GO, pid1.GO + b"half an order"])

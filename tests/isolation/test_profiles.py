@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,21 @@ def test_code_assistant_edits_builds_and_tests(workspace: Path) -> None:
     assert b"class U" in kept.stdout
 
 
+def test_code_assistant_commits_as_whom_the_environment_names(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "init", "-q", workspace], check=True)
+    for name in load_policy("code-assistant").environment.pass_:
+        monkeypatch.delenv(name, raising=False)
+    commit = "git commit -q --allow-empty -m one && git log --format='%an %ce'"
+    (nobody,) = run("code-assistant", workspace, commit)
+    assert nobody.exit_code == 128 and b"Please tell me who you are" in nobody.stderr
+    for name, value in (("NAME", "A Person"), ("EMAIL", "a@example.org")):
+        monkeypatch.setenv(f"GIT_AUTHOR_{name}", value)
+        monkeypatch.setenv(f"GIT_COMMITTER_{name}", value)
+    assert done("code-assistant", workspace, commit) == ["A Person a@example.org\n"]
+
+
 TRAINING = """
 import array, multiprocessing as mp, pathlib, pickle, random
 from multiprocessing import shared_memory
@@ -170,13 +186,14 @@ server.serve_forever()
 """
 
 
-def test_llm_inference_serves_a_model_that_it_cannot_change(workspace: Path) -> None:
+def test_llm_inference_serves_a_model_that_it_cannot_change(
+    workspace: Path, free_port: Callable[[], int]
+) -> None:
     (workspace / "serve.py").write_text(SERVING)
     (workspace / "weights").write_bytes(b"world" * 100_000)
     policy = load_policy("llm-inference")
     assert policy.network.listen == (8000,)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     network = policy.network.model_copy(update={"listen": (port,)})
     policy = policy.model_copy(update={"network": network})
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +20,8 @@ from purplebox.isolation import (
     Result,
     SetupError,
 )
-from purplebox.isolation.plan import ETC
+from purplebox.isolation.plan import compile_plan
+from purplebox.isolation.system import ETC
 from purplebox.policies import Policy, load_policy
 
 T = TypeVar("T")
@@ -300,12 +303,75 @@ def test_bad_commands_and_directories_are_named(workspace: Path) -> None:
     in_engine(BASE, workspace, body)
 
 
+def test_path_is_searched_where_the_command_is(workspace: Path) -> None:
+    """As execvp(3) does, but inside: what the host has and the sandbox does not see is passed over."""
+    hidden = Path(tempfile.mkdtemp())
+    try:
+        for place in (hidden, workspace / "first", workspace / "second"):
+            place.mkdir(exist_ok=True)
+            place.chmod(0o755)
+            program = place / "which-one"
+            program.write_text(f"#!/bin/sh\necho {place.name}\n")
+            program.chmod(0o755)
+        (workspace / "first" / "which-one").chmod(0o644)
+
+        async def body(engine: Engine) -> None:
+            def path(*places: Path) -> dict[str, str]:
+                return {"PATH": ":".join(map(str, places))}
+
+            first, second = workspace / "first", workspace / "second"
+            for env in (path(hidden, first, second), path(second, hidden)):
+                result = await engine.run(["which-one"], env=env)
+                assert result.stdout == b"second\n"
+            for env, code in ((path(hidden), "ENOENT"), (path(hidden, first), "EACCES")):
+                with pytest.raises(CommandNotFound) as caught:
+                    await engine.run(["which-one"], env=env)
+                assert caught.value.code == code
+            (first / "which-one").chmod(0o755)
+            result = await engine.run(["which-one"], env=path(hidden, first, second))
+            assert result.stdout == b"first\n"
+            result = await engine.run(["which-one"], env={"PATH": ":/bin"}, cwd="first")
+            assert result.stdout == b"first\n"  # an empty place is where it runs
+            (workspace / "real" / "deep").mkdir(parents=True)
+            (workspace / "link").symlink_to("real/deep")
+            shutil.copy(first / "which-one", workspace / "real")
+            found = await engine.run(["link/../which-one"])
+            asked = await engine.run(["sh", "-c", "link/../which-one"])
+            assert found.stdout == asked.stdout == b"first\n"  # real's, and not the workspace's
+            for name, code in (("", "ENOENT"), ("..", "EACCES"), ("first/which-one/", "ENOENT")):
+                with pytest.raises(CommandNotFound) as caught:
+                    await engine.run([name])
+                assert caught.value.code == code
+
+        in_engine(BASE, workspace, body)
+    finally:
+        shutil.rmtree(hidden)
+
+
 def test_a_workspace_that_is_missing_or_too_wide_is_refused(tmp_path: Path) -> None:
     async def nothing(_: Engine) -> None: ...
 
     for path, words in ((tmp_path / "nowhere", "not a directory"), (Path("/usr"), "too wide")):
         with pytest.raises(SetupError, match=words):
             in_engine(BASE, path, nothing)
+
+
+def test_a_system_call_list_that_means_nothing_is_refused_and_its_keeper_ends(
+    workspace: Path,
+) -> None:
+    """It is compiled while a keeper and a zygote build the view already."""
+
+    async def nothing(_: Engine) -> None: ...
+
+    calls = BASE.syscalls.model_copy(update={"deny": ("nonesuch",)})
+    bad = BASE.model_copy(update={"syscalls": calls})
+    in_engine(BASE, workspace, nothing)  # the control; and the fork server has one ready
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(SetupError, match="unknown system call nonesuch"):
+        in_engine(bad, workspace, nothing)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(SetupError, match="unknown system call nonesuch"):
+        compile_plan(bad, workspace)  # as `purple profile check` asks
 
 
 def test_less_than_required_is_refused(workspace: Path) -> None:

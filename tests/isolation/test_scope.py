@@ -28,7 +28,7 @@ async def main():
     async with Engine(policy, Path(sys.argv[1])) as engine:
         many = await engine.run(["sh", "-c", "for n in 1 2 3 4 5 6 7 8 9; do sleep 1 & done"])
         much = await engine.run(["python3", "-c", "x = bytearray(200 << 20)"])
-        base = engine._link._cgroups["bases"][""]
+        base = engine._link._cgroups.facts["bases"][""]
     own = Path("/proc/self/cgroup").read_text()
     (found,) = [finding for finding in probe_host() if finding.layer == "cgroup"]
     print(json.dumps({"many": [limit.key for limit in many.limits], "much": much.reason,

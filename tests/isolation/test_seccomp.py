@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from purplebox.isolation import bpf, libc
-from purplebox.isolation.seccomp import GROUPS, compile_filter, number_of
+from purplebox.isolation.seccomp import compile_filter
+from purplebox.isolation.syscalls import GROUPS, number_of
 from purplebox.isolation.widths import _WIDTHS, bits_of
 from purplebox.policies import Policy, SyscallRule
 from purplebox.policies.model import Syscalls

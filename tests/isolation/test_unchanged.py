@@ -115,7 +115,7 @@ def test_a_guard_does_not_look_again_where_nothing_changed(
     def present(patterns: object, root: str) -> None:
         raise AssertionError("it looks")
 
-    monkeypatch.setattr("purplebox.isolation.guard._Patterns.present", present)
+    monkeypatch.setattr("purplebox.isolation.guard.Patterns.present", present)
     assert guard.look() is marks
     assert guard.move_aside(marks) == ()
     (settled / ".envrc").write_text("")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from purplebox.isolation import OperationError
-from purplebox.isolation.egress.gate import Egress
+from purplebox.isolation.egress.shared import Egress
+from purplebox.isolation.hosts import no_hosts
 from purplebox.policies.hosts import Why
 from purplebox.policies.model import HostRule
 
@@ -295,7 +296,8 @@ async def test_a_call_for_one_host_reaches_no_other_that_its_policy_allows(net: 
 
     def doors() -> list[int]:
         kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_STREAM)
-        return [socket.socket(socket.AF_INET, kind).detach() for kind in kinds]
+        sockets = [socket.socket(socket.AF_INET, kind).detach() for kind in kinds]
+        return [*sockets, no_hosts()]
 
     whole = egress.open(doors())
     one = egress.open(doors(), [HostRule(host="a.test", ports=(443,))])

@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+FreePort = Callable[[], int]
 
 
 def server(port: int, word: str, address: str = "127.0.0.1") -> list[str]:
@@ -53,7 +50,9 @@ async def ask(port: int, data: bytes, host: str = "127.0.0.1") -> bytes:
         writer.close()
 
 
-async def test_a_published_port_leads_to_the_sandbox_that_serves_it(net: Net) -> None:
+async def test_a_published_port_leads_to_the_sandbox_that_serves_it(
+    net: Net, free_port: FreePort
+) -> None:
     port, other = free_port(), free_port()
     async with net.engine(net.policy(listen=[port])) as engine:
         assert await ask(port, b"x") == b"reset"  # nobody serves
@@ -92,15 +91,17 @@ async def test_a_published_port_leads_to_the_sandbox_that_serves_it(net: Net) ->
         await ask(port, b"x")  # given back
 
 
-async def test_a_port_in_use_is_said_to_be(net: Net) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(SetupError, match=f"network.listen: port {port}"):
-            await net.run(net.policy(listen=[port]), "true")
+async def test_a_port_in_use_is_said_to_be(net: Net, free_port: FreePort) -> None:
+    port = free_port()
+    in_use = pytest.raises(SetupError, match=f"network.listen: port {port}")
+    with socket.create_server(("127.0.0.1", port)), in_use:
+        await net.run(net.policy(listen=[port]), "true")
     assert (await net.run(net.policy(listen=[port]), "true")).exit_code == 0
 
 
-async def test_a_sandbox_with_a_published_port_reaches_out_no_further(net: Net) -> None:
+async def test_a_sandbox_with_a_published_port_reaches_out_no_further(
+    net: Net, free_port: FreePort
+) -> None:
     host = await net.http()
     net.names["a.test"] = ["127.0.0.1"]
     command = f"curl -sS --max-time 120 --noproxy '*' http://a.test:{host.port}/"
@@ -109,7 +110,7 @@ async def test_a_sandbox_with_a_published_port_reaches_out_no_further(net: Net) 
     assert (await net.run(policy, command)).exit_code == 0
 
 
-async def test_a_port_of_a_process_leads_to_it_while_it_runs(net: Net) -> None:
+async def test_a_port_of_a_process_leads_to_it_while_it_runs(net: Net, free_port: FreePort) -> None:
     port = free_port()
     async with net.engine(net.policy(listen=[port])) as engine:
         async with await engine.start(server(port, "process"), stdin="null") as process:

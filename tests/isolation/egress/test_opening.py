@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
 from purplebox.isolation.egress import dial
+from purplebox.isolation.egress.sockets import RawStream
 from purplebox.isolation.poller import Poller
 from purplebox.policies.hosts import Why
 
@@ -123,6 +125,102 @@ async def test_a_server_that_has_moved_is_looked_up_again(net: Net) -> None:
     assert [(c.address, c.reason) for c in moved.connections] == [("127.0.0.2", Why.NONE)]
     assert [c.reason for c in refused.connections] == [Why.ADDRESS_NOT_ALLOWED]
     assert net.asked == ["a.test"] * 3
+
+
+async def test_a_server_may_speak_first_each_time(net: Net) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        writer.write(await reader.read())
+
+    server = await net.serve(greet)
+    net.names["a.test"] = ["127.0.0.1"]
+    program = f"""
+import socket
+for said in (b"\\0x", b"\\0x", b""):
+    with socket.create_connection(("a.test", {server.port}), 60) as s:
+        if said:
+            print(s.recv(5))
+            s.sendall(said)
+        s.shutdown(socket.SHUT_WR)
+        print(s.makefile("rb").read())
+"""
+    result = await net.python(net.policy({"host": "a.test", "ports": [server.port]}), program)
+    lines = result.stdout.decode().splitlines()
+    assert lines[:4] == ["b'hello'", r"b'\x00x'"] * 2, result.stderr
+    assert [(c.name, c.reason) for c in result.connections] == [("a.test", Why.NONE)] * 3
+    assert [c.bytes_out for c in result.connections] == [2, 2, 0]
+
+
+async def test_what_a_program_says_is_read_though_its_server_was_dialled_before(net: Net) -> None:
+    server = await net.http()
+    net.names["a.test"] = ["127.0.0.1"]
+    program = f"""
+import socket, time
+for host in ("a.test", "a.test", "b.test"):
+    with socket.create_connection(("a.test", {server.port}), 60) as s:
+        time.sleep(0.1)
+        s.sendall(f"GET / HTTP/1.1\\r\\nHost: {{host}}:{server.port}\\r\\n\\r\\n".encode())
+        print(s.recv(12).decode())
+"""
+    result = await net.python(net.policy({"host": "a.test", "ports": [server.port]}), program)
+    assert result.stdout.decode().splitlines() == [
+        "HTTP/1.1 200", "HTTP/1.1 200", "HTTP/1.1 421",
+    ], result.stderr  # fmt: skip
+    assert [c.reason for c in result.connections] == [Why.NONE, Why.NONE, Why.NAME_MISMATCH]
+    assert len(server.seen) == 2
+
+
+async def test_a_server_that_has_gone_is_said_to_have(net: Net) -> None:
+    async def last(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        listening.close()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    listening = await asyncio.start_server(last, "127.0.0.1", 0)
+    port: int = listening.sockets[0].getsockname()[1]
+    net.names["a.test"] = ["127.0.0.1"]
+    ask = f"curl -sS --noproxy '*' --max-time 120 -w '%{{http_code}} ' -o /dev/null http://a.test:{port}/;"
+    result = await net.run(net.policy({"host": "a.test", "ports": [port]}), ask * 2)
+    assert result.stdout.split() == [b"200", b"502"], result.stderr
+    assert [c.reason for c in result.connections] == [Why.NONE, Why.UPSTREAM_FAILED]
+    assert net.asked == ["a.test"] * 2  # what did not answer is looked up again
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_server_that_takes_its_time_to_be_reached_is_waited_for(
+    net: Net, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    connected, seen = RawStream.connected, set[RawStream]()
+
+    def later(self: RawStream, address: str, port: int) -> bool:
+        done = connected(self, address, port)
+        if self in seen and not answers:
+            raise OSError(errno.ETIMEDOUT, "timed out")
+        late = bool(net.asked) and self not in seen
+        seen.add(self)
+        return done and not late
+
+    server = await net.http()
+    net.names["a.test"] = ["127.0.0.1"]
+    ask = f"curl -sS -o /dev/null -w '%{{http_code}} ' --max-time 120 WAY http://a.test:{server.port}/;"
+    ways = ("--noproxy '*'", "-p", "--proxy socks5h://127.0.0.1:1023")
+    policy = net.policy({"host": "a.test", "ports": [server.port]})
+    async with net.engine(policy) as engine:
+        await engine.run(["bash", "-c", ask.replace("WAY", ways[0])])
+        monkeypatch.setattr(RawStream, "connected", later)
+        result = await engine.run(["bash", "-c", "".join(ask.replace("WAY", way) for way in ways)])
+    assert [(c.via, c.reason) for c in result.connections] == [
+        (via, Why.NONE if answers else Why.UPSTREAM_FAILED)
+        for via in ("direct", "http_proxy", "socks")
+    ]
+    if answers:
+        assert result.stdout.split() == [b"200"] * 3, result.stderr
+        assert net.asked == ["a.test"]
+        assert len(server.seen) == 4
+    else:
+        assert result.stdout.split() == [b"502", b"000", b"000"], result.stderr
+        assert len(server.seen) == 1
 
 
 async def _hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

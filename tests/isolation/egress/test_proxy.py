@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from purplebox.isolation.egress.http import Refused
 from purplebox.policies.hosts import Why
 
 if TYPE_CHECKING:
@@ -194,3 +195,36 @@ for sock in held[:10]: sock.close()
 """,
     )  # fmt: skip
     assert said == ["200"]
+
+
+SHOWN = """
+import urllib.request
+for url in (f"https://b.test:{port}/", f"http://b.test:{port}/", f"http://a.test:{port + 1}/", f"http://a.test:{port}/"):
+    try:
+        print(urllib.request.urlopen(url).status)
+    except OSError as error:
+        print(error)
+"""
+
+
+async def test_programs_that_show_a_reason_phrase_show_what_to_ask_for(net: Net) -> None:
+    server = await net.http()
+    said, reasons = await client(net, server.port, SHOWN)
+    port = server.port
+    what = f"b.test:{port} is not in the policy's network.allow; ask the person to add {{host: 'b.test', ports: [{port}]}} to it"
+    assert said == [
+        f"<urlopen error Tunnel connection failed: 403 Forbidden: {what}>",
+        f"HTTP Error 403: Forbidden: {what}",
+        f"HTTP Error 403: Forbidden: a.test is allowed at port {port} only (network.allow[0]); ask the person to "
+        f"add port {port + 1} there",
+        "200",
+    ]
+    assert reasons == [Why.HOST_NOT_ALLOWED, Why.PORT_NOT_ALLOWED, Why.NONE]
+
+
+def test_a_reason_phrase_is_one_line_of_ascii() -> None:
+    text = "a\r\nSet-Cookie: x=1\r\n\r\n\x1b[31m\0é\u2028b" + "c" * 5000
+    phrase = Refused(status=421, reason=Why.NAME_MISMATCH, rule="", text=text).phrase
+    assert phrase.startswith(b"Misdirected Request: a Set-Cookie: x=1 [31m b" + b"c" * 300)
+    assert len(phrase) < 500
+    assert all(0x20 <= byte < 0x7F for byte in phrase)

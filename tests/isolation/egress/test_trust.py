@@ -10,7 +10,8 @@ import pytest
 
 from purplebox.isolation import Engine, Result, sandbox
 from purplebox.isolation.egress.ca import Authority
-from purplebox.isolation.plan import BUNDLES, Plan, compile_plan
+from purplebox.isolation.plan import Plan, compile_plan
+from purplebox.isolation.system import BUNDLES
 from purplebox.policies import Policy, load_policy
 
 LOOK = """
