@@ -158,8 +158,9 @@ class Servers:
         if spec.url:
             connector = connector_to(spec, server.own, self._resolver, server.leave)
         else:
-            argv = adapted(spec.argv, spec.env)
-            connector = Launcher(spec.name, sandboxed(version.engine, *argv))
+            argv, env = adapted(spec.argv, spec.env)
+            life = self._gateway.life_of(spec.name, version, argv)
+            connector = Launcher(spec.name, sandboxed(version.engine, argv, env, life))
         upstream = Upstream(
             spec.name, connector, session, self._gateway.calls, version, pins=server.pins
         )

@@ -92,7 +92,7 @@ def load_servers(path: Path, environment: Mapping[str, str] = os.environ) -> lis
     try:
         document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(unreadable(path, error)) from None
     found: Any = document.get("mcpServers") if is_object(document) else None
     if not is_object(found) or not found:
         raise ConfigError(f"{path}: no mcpServers; write {{mcpServers: {{name: {{command: …}}}}}}")
@@ -108,6 +108,16 @@ def load_servers(path: Path, environment: Mapping[str, str] = os.environ) -> lis
         server = _server(name, fields, where, environment)
         servers.append(replace(server, origin=str(path.resolve())))
     return servers
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """One line on a file that could not be read or parsed: where, and what; nothing of its text."""
+    if isinstance(error, OSError):
+        return f"{path}: {error.strerror}"
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None:
+        return f"{path}: {str(error).splitlines()[0]}"
+    return f"{path}:{mark.line + 1}:{mark.column + 1}: {problem}"
 
 
 def _server(name: str, fields: Any, where: str, environment: Mapping[str, str]) -> ServerSpec:

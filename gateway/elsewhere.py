@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..isolation import Enforcement, Engine
+from ..isolation.command import Commands
 from ..isolation.egress.dial import Dialer, Resolve
 from ..isolation.enforcement import Layer
 from ..isolation.execution import Shared
@@ -33,8 +34,9 @@ class Elsewhere(Engine):
 
     async def _build(self) -> Shared:
         layer = Layer(status="none", reason="the server runs elsewhere, not in a sandbox")
+        plan = compile_plan(self.policy, None)
         return Shared(
-            policy=self.policy, plan=compile_plan(self.policy, None), link=self._link,
+            policy=self.policy, plan=plan, commands=Commands(plan), link=self._link,
             enforcement=Enforcement(layers=dict.fromkeys(_LAYERS, layer)),
             guard=Guard(None, (), ()), ways=self._ways,
         )  # fmt: skip

@@ -22,6 +22,7 @@ from .audit import AuditLog, default_path, spans
 from .call import Call, Outcome, Progress, Refusal, Version
 from .calls import Approver, Calls, Stage
 from .limits import Limits
+from .lives import Begin, life_of
 from .processes import Processes
 from .reasons import Reason
 from .screens import Screens
@@ -129,6 +130,12 @@ class Gateway:
     def background(self) -> list[dict[str, Any]]:
         """What runs in the background, of all sessions, as `purple ps` shows it."""
         return self._processes.status() if self._processes is not None else []
+
+    def life_of(self, name: str, version: Version, argv: Sequence[str]) -> Begin | None:
+        """What records the lives of a server, see `lives.life_of`. Raises `RuntimeError` before entering."""
+        if self._log is None:
+            raise RuntimeError("the gateway has not been entered; use `async with`")
+        return life_of(self._log, name, version, argv)
 
     async def _end(self) -> None:
         processes, self._processes = self._processes, None

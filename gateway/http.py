@@ -152,7 +152,9 @@ class HttpServer:
             else:
                 raise Refused(405, jsonrpc.INVALID_REQUEST, "POST, GET or DELETE")
         except Refused as refused:
-            await respond(send, refused.status, jsonrpc.encode(refused.body))
+            # RFC 9110, 11.6.1: a 401 says how to authenticate.
+            how = [(b"www-authenticate", b"Bearer")] if refused.status == 401 else []
+            await respond(send, refused.status, jsonrpc.encode(refused.body), how)
 
     def _check(self, scope: Scope) -> str:
         """Who asks. Raises `Refused`."""

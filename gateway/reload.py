@@ -4,7 +4,8 @@ Theory of operation
     Once a second, and at once on SIGHUP, the files are looked at by their stat. When one has changed,
     everything is read and made anew before anything is put in force; what is wrong with it is said on
     stderr, in the record and as a span, and what was in force stays. A file that a sandboxed command
-    could have written is never read again: `steady`. Stat alone can miss a change
+    could have written is never read again, but for a project's profile, of which a person accepts
+    each content: `steady`. Stat alone can miss a change
     within one tick of the file system's clock that keeps the length; an editor makes none such.
 """
 
@@ -78,11 +79,13 @@ def steady(source: PolicySource, views: Sequence[View]) -> PolicySource:
     """
     for file in source.files():
         refuse_changeable(file, views)
-    # Nor what could turn up there before it is read.
+    # What a person accepts is held to what they have seen, wherever it lies. What turns up beside a
+    # policy that has nothing of the project is left alone.
     project = source.project
-    if project is not None and any(view.changeable(str(project)) for view in views):
-        return replace(source, project=None)
-    return source
+    if project is None or any(file.state != "new" for file in source.brought()):
+        return source
+    changeable = any(view.changeable(str(project)) for view in views)
+    return replace(source, project=None) if changeable else source
 
 
 def refuse_changeable(path: Path, views: Sequence[View]) -> None:

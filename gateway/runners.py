@@ -11,8 +11,12 @@ Theory of operation
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from ..isolation.errors import CommandNotFound, IsolationError
 
 # $0 is the caller's cache; what follows is the command.
 _NPX = """
@@ -49,3 +53,28 @@ def adapted(
         pythons = environment.get("UV_PYTHON_INSTALL_DIR") or str(home / ".local/share/uv/python")
         return list(argv), {"UV_CACHE_DIR": cache, "UV_PYTHON_INSTALL_DIR": pythons, **(env or {})}
     return list(argv), dict(env or {})
+
+
+def remedy(
+    argv: Sequence[str], error: IsolationError, environment: Mapping[str, str] = os.environ
+) -> str:
+    """What to do first where `argv` cannot start in a sandbox, to stand behind `error`'s text; "" for nothing.
+
+    Args:
+        argv: The command.
+        error: Of the sandbox that was to run it.
+        environment: The caller's, which says where its programs are.
+    """
+    if isinstance(error, CommandNotFound):
+        found = shutil.which(argv[0], path=environment.get("PATH"))
+        if "/" in argv[0] or found is None:
+            return ""
+        return f"; here it is {found}: grant that (filesystem.read) and name it by this path"
+    name, text = Path(argv[0]).name, str(error)
+    if "does not exist" not in text:
+        return ""
+    if name == "npx" and ".npm" in text:
+        return f"; fill the cache first, outside: {shlex.join(argv)} </dev/null"
+    if name in ("uv", "uvx") and ".cache/uv" in text:
+        return f"; fill the cache first, outside: {shlex.join(argv)} --help"
+    return ""

@@ -40,6 +40,10 @@ from .wire.upstream import Upstream
 _FINISH_SECONDS = 1.0  # for what is in flight when a client that still listens closes its end
 
 
+class ListenError(OSError):
+    """An address that cannot be listened on; the text says which and why."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Listen:
     """Where and to whom streamable HTTP is served.
@@ -130,6 +134,9 @@ async def serve_http(
         listen: Where, and to whom.
         started: Told the port once connections are taken.
         approvals: Takes the answers of webhooks, at `/approvals/`.
+
+    Raises:
+        ListenError: the address is in use, not this host's, or not to be had.
     """
     import socket
 
@@ -138,9 +145,12 @@ async def serve_http(
     from .http import HttpServer
 
     host = listen.host
-    listener = socket.create_server(
-        (host, listen.port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-    )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, listen.port), family=family)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise ListenError(f"cannot listen on {host}, port {listen.port}: {why}") from None
     # tcp(7): accepted ones have it, too. asyncio sets it only where a socket names its protocol, and
     # without it a body waits for the head's acknowledgement, some 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -229,7 +239,7 @@ async def serve_tools(
         if http is None:
             await serve_stdio(handler, frames_a_second)
         else:
-            await serve_http(handler, http, started=_say, approvals=approvals)
+            await serve_http(handler, http, started=partial(_say, http), approvals=approvals)
 
 
 def _stat(path: Path) -> tuple[int, ...]:
@@ -256,7 +266,13 @@ async def _approvals(
     return Approvals([board], source=source)
 
 
-def _say(port: int) -> None:
+def _say(listen: Listen, port: int) -> None:
+    if not listen.tokens:
+        print(
+            "purple: no token is asked for: every user of this host can use what is served; "
+            "set PURPLE_HTTP_TOKEN",
+            file=sys.stderr,
+        )
     print(f"purple: listening on port {port}, path /mcp", file=sys.stderr, flush=True)
 
 
@@ -290,7 +306,7 @@ async def serve_remote(
         if http is None:
             await serve_stdio(behind.alone, frames_a_second)
         else:
-            await serve_http(behind.alone, http, started=_say, approvals=approvals)
+            await serve_http(behind.alone, http, started=partial(_say, http), approvals=approvals)
 
 
 async def serve_wrapped(
@@ -317,11 +333,12 @@ async def serve_wrapped(
         CommandNotFound: there is no such program inside.
         OSError: the audit log cannot be written.
     """
-    from ..isolation.command import resolve
+    from ..isolation.command import Commands
     from ..isolation.plan import compile_plan
 
     spans.configure()
-    resolve(compile_plan(policy, workspace), command, "", None)  # a good error before any client
+    commands = Commands(compile_plan(policy, workspace))
+    commands.find(commands.command(command, "", None))  # a good error before any client
     key = f"wrap#{name}" if name else f"{workspace.resolve()}$ {shlex.join(command)}"
     name = name or Path(command[0]).name
     async with AsyncExitStack() as stack:
@@ -330,7 +347,9 @@ async def serve_wrapped(
         approvals = await _approvals(stack, roster, whose, source)
         gateway = await stack.enter_async_context(Gateway(policy, workspace, approver=approvals))
         version = replace(gateway.version, secrets=env or {}, read=secrets or {})
-        launch = sandboxed(version.engine, *adapted(command, env))
+        argv, added = adapted(command, env)
+        life = gateway.life_of(name, version, argv)
+        launch = sandboxed(version.engine, argv, added, life)
         store = PinStore()
         live: weakref.WeakSet[Upstream] = weakref.WeakSet()
 
@@ -363,4 +382,4 @@ async def serve_wrapped(
         if http is None:
             await serve_stdio(single, frames_a_second)
         else:
-            await serve_http(single, http, started=_say, approvals=approvals)
+            await serve_http(single, http, started=partial(_say, http), approvals=approvals)

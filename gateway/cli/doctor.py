@@ -44,11 +44,12 @@ def run(args: argparse.Namespace) -> int:
 def _attack(args: argparse.Namespace) -> int:
     from ...isolation import IsolationError
     from ...isolation.attack import attack
-    from ...policies import PolicyError, load_policy
+    from ...policies import PolicyError, PolicySource
     from . import fail
+    from .policy import in_force
 
     try:
-        policy = load_policy(args.profile, project=Path("."))
+        policy = in_force(PolicySource(name=args.profile, project=Path(".")))
         outcomes = asyncio.run(attack(policy))
     except PolicyError as error:
         return fail(str(error))

@@ -34,13 +34,14 @@ def explain(args: argparse.Namespace) -> int:
     from ...isolation import SetupError, View
     from ...isolation.guard import Guard
     from ...isolation.plan import compile_plan
-    from ...policies import CanonicalError, Rules, load_policy, parse_json
+    from ...policies import CanonicalError, Rules, parse_json
     from ..call import Call, place_of
     from ..calls import judge_call
     from . import fail
+    from .policy import looked_at
 
     workspace = Path(args.workspace)
-    policy = load_policy(args.profile, project=workspace)
+    policy = looked_at(args.profile, workspace)
     try:
         given: object = parse_json(args.args)
     except (CanonicalError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""`purple profile create | list | show | check | diff | explain | delete`."""
+"""`purple profile create | list | show | check | diff | explain | accept | delete`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import argparse
 from pathlib import Path
 from typing import Any, Literal
 
-from . import explain
+from . import accept, explain
 
 
 def add_parser(verbs: Any) -> None:
     """Add the verb group."""
     parser: argparse.ArgumentParser = verbs.add_parser(
-        "profile", help="make, list, show, check, compare, explain and delete profiles"
+        "profile", help="make, list, show, check, compare, explain, accept and delete profiles"
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = actions.add_parser("create", help="write a new profile that extends another")
     create.add_argument("name")
-    create.add_argument("--extends", default="code-assistant", metavar="PROFILE")
+    create.add_argument(
+        "--extends", metavar="PROFILE",
+        help="default: the shipped one of its name, else code-assistant",
+    )  # fmt: skip
     create.add_argument("--project", action="store_true", help="in .purple/ here, not for the user")
     actions.add_parser("list", help="every profile that can be named")
     for name, text in (("show", "print a profile, merged"), ("check", "say what is wrong with it")):
@@ -30,12 +33,13 @@ def add_parser(verbs: Any) -> None:
     delete.add_argument("name")
     delete.add_argument("--project", action="store_true", help="the one in .purple/ here")
     explain.add_parser(actions)
+    accept.add_parser(actions)
     parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the action; 2 with FILE:LINE: KEY: what is wrong on a bad profile."""
-    from ...policies import PolicyError, create_policy, delete_policy, list_policies, load_policy
+    from ...policies import PolicyError, create_policy, delete_policy
     from . import fail
 
     project = Path.cwd()
@@ -45,20 +49,17 @@ def run(args: argparse.Namespace) -> int:
             path = create_policy(args.name, extends=args.extends, scope=scope, project=project)
             print(path)
         elif args.action == "list":
-            for info in list_policies(project):
-                print(f"{info.name:20} {info.origin:8} {info.description}")
+            _list(project)
         elif args.action == "show":
-            import yaml
-
-            policy = load_policy(args.profile, project=project)
-            fields = policy.model_dump(mode="json", by_alias=True)
-            print(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True), end="")
+            _show(args.profile, project)
         elif args.action == "delete":
             print(f"removed {delete_policy(args.name, scope=scope, project=project)}")
         elif args.action == "diff":
             return _diff(args.profile, args.other, project)
         elif args.action == "explain":
             return explain.explain(args)
+        elif args.action == "accept":
+            return accept.accept(args)
         else:
             return _check(args.profile, project)
     except PolicyError as error:
@@ -66,13 +67,34 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _diff(name: str, other: str, project: Path) -> int:
-    from ...policies import load_policy
-    from ...policies.diff import diff
+def _list(project: Path) -> None:
+    from ...policies import list_policies
+    from ..approvals.question import visible
 
-    changes = diff(load_policy(name, project=project), load_policy(other, project=project))
+    for info in list_policies(project):
+        note = "" if info.accepted else f"(not accepted: purple profile accept {info.name}) "
+        print(visible(f"{info.name:20} {info.origin:8} {note}{info.description}"))
+
+
+def _show(name: str, project: Path) -> None:
+    import yaml
+
+    from ..approvals.question import visible
+    from .policy import looked_at
+
+    fields = looked_at(name, project).model_dump(mode="json", by_alias=True)
+    for line in yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).splitlines():
+        print(visible(line))
+
+
+def _diff(name: str, other: str, project: Path) -> int:
+    from ...policies.diff import diff
+    from ..approvals.question import visible
+    from .policy import looked_at
+
+    changes = diff(looked_at(name, project), looked_at(other, project))
     for change in changes:
-        print(change)
+        print(visible(str(change)))
     if not changes:
         print(f"{name} and {other} allow the same")
     return 1 if changes else 0
@@ -81,11 +103,12 @@ def _diff(name: str, other: str, project: Path) -> int:
 def _check(name: str, project: Path) -> int:
     from ...isolation import SetupError
     from ...isolation.plan import compile_plan
-    from ...isolation.seccomp import hampered
-    from ...policies import load_policy
+    from ...isolation.syscalls import hampered
     from ...policies.check import check
+    from ..approvals.question import visible
+    from .policy import looked_at
 
-    policy = load_policy(name, project=project)
+    policy = looked_at(name, project)
     findings = [*policy.unsupported()]
     try:
         findings += hampered(policy)
@@ -95,7 +118,7 @@ def _check(name: str, project: Path) -> int:
         findings.append(str(error))
     findings += map(str, check(policy))
     for finding in findings:
-        print(f"{policy.name}: {finding}")
+        print(visible(f"{policy.name}: {finding}"))
     if not findings:
-        print(f"{policy.name}: good (version {policy.digest[:12]})")
+        print(visible(f"{policy.name}: good (version {policy.digest[:12]})"))
     return 1 if findings else 0

@@ -41,8 +41,9 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it; returns the exit status described in `purple --help`."""
-    from ...policies import PolicyError, load_policy
+    from ...policies import PolicyError, PolicySource
     from . import fail
+    from .policy import in_force
 
     command: list[str] = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if not workspace.is_dir():
         return fail(f"workspace {workspace} is not a directory; create it or name another")
     try:
-        policy = load_policy(args.profile, project=workspace)
+        policy = in_force(PolicySource(name=args.profile, project=workspace))
     except PolicyError as error:
         return fail(str(error))
     from ...isolation import CommandNotFound, Engine, IsolationError

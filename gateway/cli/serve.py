@@ -40,13 +40,14 @@ def run(args: argparse.Namespace) -> int:
     """Serve until stdin closes."""
     from ...policies import PolicyError, PolicySource
     from . import fail
+    from .policy import in_force
 
     workspace = Path(args.workspace)
     if not workspace.is_dir():
         return fail(f"workspace {workspace} is not a directory; create it or name another")
     try:
         source = PolicySource(name=args.profile, project=workspace)
-        policy = source.load()
+        policy = in_force(source)
     except PolicyError as error:
         return fail(str(error))
     from ..config import ConfigError, load_servers
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         return fail(str(error))
     where = args.http or "stdio"
     from ...isolation import IsolationError
-    from ..server import serve_tools
+    from ..server import ListenError, serve_tools
 
     if args.attack_first and (broken := _broken(policy)):
         return fail(f"not serving, for an attack on the sandbox succeeded:\n{broken}", 1)
@@ -82,8 +83,10 @@ def run(args: argparse.Namespace) -> int:
         return fail(str(error))
     except IsolationError as error:
         return fail(str(error), 125)
+    except ListenError as error:
+        return fail(str(error))
     except OSError as error:
-        return fail(f"cannot write the audit log, or cannot listen: {error}")
+        return fail(f"cannot write the audit log: {error}")
     return 0
 
 
@@ -137,8 +140,10 @@ def http_of(args: argparse.Namespace) -> Listen | None:
     if args.http is None:
         return None
     host, _, port = args.http.rpartition(":")
-    if not port.isdigit() or not host:
+    if not port.isdecimal() or not host:
         raise ValueError(f"--http {args.http}: write HOST:PORT, as in 127.0.0.1:8000")
+    if len(port) > 5 or int(port) > 65535:
+        raise ValueError(f"--http {args.http}: ports end at 65535")
     token = os.environ.get("PURPLE_HTTP_TOKEN", "")
     tokens = {"http": token} if token else {}
     if args.http_tokens is not None:
@@ -153,6 +158,7 @@ def http_of(args: argparse.Namespace) -> Listen | None:
 def _tokens(path: Path) -> dict[str, str]:
     import yaml
 
+    from ..config import unreadable
     from ..wire.jsonrpc import is_object
 
     try:
@@ -160,7 +166,7 @@ def _tokens(path: Path) -> dict[str, str]:
             raise ValueError(f"{path}: others may read it; chmod 600 {path}")
         found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(unreadable(path, error)) from None
     if not is_object(found) or not found:
         raise ValueError(f"{path}: a mapping of clients' names to tokens is needed")
     tokens: dict[str, str] = {}

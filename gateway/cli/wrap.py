@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until stdin closes."""
     from ...policies import PolicyError, PolicySource
     from . import fail
+    from .policy import in_force
 
     command: list[str] = args.command[1:] if args.command[:1] == ["--"] else args.command
     if args.url or args.url_from:
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         return fail(f"workspace {workspace} is not a directory; create it or name another")
     try:
         source = PolicySource(name=args.profile or "mcp-server", project=workspace)
-        policy = source.load()
+        policy = in_force(source)
     except PolicyError as error:
         return fail(str(error))
     try:
@@ -71,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         return fail(str(error))
     from ...isolation import CommandNotFound, IsolationError
-    from ..server import serve_wrapped
+    from ..runners import remedy
+    from ..server import ListenError, serve_wrapped
 
     print(
         f"purple: {shlex.join(command)} under {policy.name} on {args.http or 'stdio'}",
@@ -92,9 +94,12 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     except CommandNotFound as error:
-        return fail(str(error), 126 if error.code == "EACCES" else 127)
+        status = 126 if error.code == "EACCES" else 127
+        return fail(f"{error}{remedy(command, error)}", status)
     except IsolationError as error:
-        return fail(str(error), 125)
+        return fail(f"{error}{remedy(command, error)}", 125)
+    except ListenError as error:
+        return fail(str(error))
     except OSError as error:
         return fail(f"cannot write the audit log: {error}")
     return 0
@@ -129,10 +134,11 @@ def _environment(given: list[str]) -> tuple[dict[str, str], dict[str, str]]:
 def _remote(args: argparse.Namespace, command: list[str]) -> int:
     """Serve a server that is reached by a URL."""
     from ...isolation import IsolationError
-    from ...policies import PolicyError
+    from ...policies import PolicyError, PolicySource
     from ..config import ConfigError, remote_server
-    from ..server import serve_remote
+    from ..server import ListenError, serve_remote
     from . import fail
+    from .policy import in_force
 
     if command:
         return fail("name a URL or a command, not both")
@@ -150,14 +156,16 @@ def _remote(args: argparse.Namespace, command: list[str]) -> int:
         http = http_of(args)
         server = remote_server(args.name, given, args.profile or "")
         print(f"purple: {server.url} on {args.http or 'stdio'}", file=sys.stderr)
-        work = serve_remote(
-            server, Path(args.workspace), http=http, frames_a_second=args.frame_rate
-        )
+        workspace = Path(args.workspace)
+        in_force(PolicySource(name=server.profile or "mcp-server", project=workspace))
+        work = serve_remote(server, workspace, http=http, frames_a_second=args.frame_rate)
         asyncio.run(work)
     except (ConfigError, PolicyError, ValueError) as error:
         return fail(str(error))
     except IsolationError as error:
         return fail(str(error), 125)
+    except ListenError as error:
+        return fail(str(error))
     except OSError as error:
         return fail(f"cannot write the audit log: {error}; nothing has run", 125)
     return 0

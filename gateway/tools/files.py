@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ...isolation import IsolationError, OperationError
+from ...policies import Grant
 from ...policies.request import BUILT_IN
 from ..call import Ran, text_result
 from ..reasons import Reason
@@ -21,13 +22,13 @@ from .definition import (
     string,
     writes,
 )
-from .notes import moved_aside
+from .notes import hidden_by, is_hidden, moved_aside
 
 if TYPE_CHECKING:
     from ..call import Call, Version
 
-# What an operation on a path that the policy does not grant fails with.
-_OUTSIDE = ("ENOENT", "EACCES", "EROFS", "EPERM")
+# What an operation on a path that the policy shows and does not grant fails with.
+_REFUSED = ("EACCES", "EROFS", "EPERM")
 _PATH = string("relative to the workspace, or absolute", minLength=1)
 _TRUNCATED = flag("whether there is more than is returned")
 _KIND = string("file, directory, symlink or other")
@@ -40,12 +41,7 @@ async def run(call: Call, version: Version) -> Ran:
         arguments = _inside(call, version)
         result = await version.engine.call(call.tool, arguments, grant=call.grant)
     except OperationError as error:
-        text = f"{call.tool} failed ({error.code}): {error}"
-        if error.code in _OUTSIDE:
-            text += (
-                f". Only what policy {policy.name} grants is visible (rules filesystem.read, "
-                "filesystem.write, filesystem.protect)."
-            )
+        text = f"{call.tool} failed ({error.code}): {error}{_why(call, version, error.code)}"
         return Ran(result=text_result(text, is_error=True), reason=Reason.OPERATION_FAILED)
     except IsolationError as error:
         text = f"Not run: {error}"
@@ -57,6 +53,22 @@ async def run(call: Call, version: Version) -> Ran:
     value: dict[str, Any] = result.value
     text = value["content"] if call.tool == "read_file" else json.dumps(value, ensure_ascii=False)
     return Ran(result=text_result(text, value), facts=facts)
+
+
+def _why(call: Call, version: Version, code: str) -> str:
+    """Which rule an operation failed by; "" where it looks like none."""
+    policy, view = version.policy, version.engine.view
+    named = (*call.grant.read, *call.grant.write) if call.grant is not None else ()
+    if any(is_hidden(path, version) for path in named):
+        return f". {hidden_by(policy)}"
+    if any(view.beyond(Grant(read=(path,))) is not None for path in named):
+        return f". Only what policy {policy.name} grants is visible (rule filesystem.read)."
+    if code in _REFUSED:
+        return (
+            f". Only what policy {policy.name} grants may be written (rules filesystem.write, "
+            "filesystem.protect)."
+        )
+    return ""
 
 
 def _inside(call: Call, version: Version) -> dict[str, Any]:

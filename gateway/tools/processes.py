@@ -148,7 +148,7 @@ async def _state(
     running, result = not one.ended.is_set(), one.result
     said = [str(one.error)] if one.error is not None else []
     if result is not None:
-        said += notes(one.command, replace(result, stdout=text.encode()), one.version.policy)
+        said += notes(one.command, replace(result, stdout=text.encode()), one.version)
     if one.stopped_by == "policy":
         said.append("Ended: the policy that it ran under has been replaced. Start it again.")
     content = {

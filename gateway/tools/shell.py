@@ -74,7 +74,7 @@ async def run(call: Call, version: Version) -> Ran:
     except IsolationError as error:
         text = f"Not run: {error}"
         return Ran(result=text_result(text, is_error=True), reason=Reason.SANDBOX_UNAVAILABLE)
-    content = _structured(result, notes(command, result, version.policy))
+    content = _structured(result, notes(command, result, version, cwd))
     reason = _REASONS.get(result.reason, Reason.COMPLETED)
     failed = reason is not Reason.COMPLETED or result.exit_code != 0
     return Ran(

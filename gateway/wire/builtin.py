@@ -30,10 +30,11 @@ class BuiltIns:
     async def describe(self, client: Client, exchange: Exchange | None) -> Message:
         """As `Backend.describe`."""
         policy = self._gateway.policy
+        about = f": {policy.description.rstrip('.')}" if policy.description else ""
         said: Message = {
             "capabilities": {"tools": {}, "logging": {}} if client.era == "legacy" else {"tools": {}},
             "instructions": (
-                f"Tools run in a sandbox under policy {policy.name}: {policy.description} "
+                f"Tools run in a sandbox under policy {policy.name}{about}. "
                 "A refusal names its rule; retrying the same call will not change it."
             ),
         }  # fmt: skip

@@ -7,13 +7,17 @@ import os
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ...isolation import Engine
 from . import jsonrpc
 from .jsonrpc import Message
 from .links import Ears, Link
 from .stdio import Pipe
+
+if TYPE_CHECKING:
+    from ...isolation.egress.connections import Connection
+    from ..lives import Begin
 
 # Runs the server on the three descriptors until it ends, and says how it ended; cancelled, it
 # leaves nothing of it.
@@ -23,17 +27,29 @@ _GRACE_SECONDS = 2.0  # the SDK's, between the end of its stdin and the end of a
 _STDERR_LINES, _STDERR_LINE_BYTES, _STDERR_LINES_A_SECOND = 50, 500, 100
 
 
-def sandboxed(engine: Engine, argv: Sequence[str], env: Mapping[str, str] | None = None) -> Launch:
+def sandboxed(
+    engine: Engine, argv: Sequence[str], env: Mapping[str, str] | None = None,
+    begin: Begin | None = None,
+) -> Launch:  # fmt: skip
     """Run a server in a sandbox of its own.
 
     Args:
         engine: Entered; of the server's policy and workspace.
         argv: Its command.
         env: Added to the policy's environment: what the configuration names for this server.
+        begin: Records its start; what that returns, its end. None records nothing.
     """
 
     async def launch(fds: tuple[int, int, int]) -> str:
-        result = await engine.run_with(argv, fds, signals=asyncio.Queue(), env=env)
+        connected: list[Connection] = []
+        end = begin() if begin is not None else None
+        try:
+            result = await engine.run_with(
+                argv, fds, signals=asyncio.Queue(), env=env, on_end=connected.extend
+            )
+        finally:
+            if end is not None:
+                end(connected)
         if result.exit_code is not None:
             return f"exit status {result.exit_code}"
         return f"{result.reason}, signal {result.signal}"

@@ -12,6 +12,7 @@ from typing import Any, cast
 from .known import CLIENTS, Client, Place, Scope
 
 _SCOPES = ("user", "local", "project")
+_TOKEN_STAYS = "its token is the client's: left as it is"
 
 
 def add_parsers(verbs: Any) -> None:
@@ -22,7 +23,8 @@ def add_parsers(verbs: Any) -> None:
     register.add_argument("-w", "--workspace", type=Path, help="directory (default: the open project)")  # fmt: skip
     register.add_argument("--name", default="purple", help="the server's name in the client")
     take = _verb(verbs, "import", "take a client's servers behind Purple", _import, names)
-    take.add_argument("-p", "--profile", default="mcp-server", help="profile of each server")
+    take.add_argument("-p", "--profile", default="", help="profile of each server (default: by its command)")  # fmt: skip
+    take.add_argument("-w", "--workspace", type=Path, help="directory that each sees (default: the open project)")  # fmt: skip
     take.add_argument(
         "--only", action="append", metavar="SERVER", help="this one (may be repeated)"
     )
@@ -53,6 +55,9 @@ def _find(args: argparse.Namespace) -> tuple[Client, Scope, Place] | int:
     scope: Scope = args.scope or next(iter(client.files))
     if scope not in client.files:
         return _fail(f"{client.title} has no {scope} scope; it has: {', '.join(client.files)}")
+    workspace: Path | None = getattr(args, "workspace", None)
+    if workspace is not None and not workspace.is_dir():
+        return _fail(f"workspace {workspace} is not a directory; create it or name another")
     return client, scope, client.place(scope, Path.cwd())
 
 
@@ -65,8 +70,6 @@ def _register(args: argparse.Namespace) -> int:
     if isinstance(found, int):
         return found
     client, scope, place = found
-    if args.workspace is not None and not args.workspace.is_dir():
-        return _fail(f"workspace {args.workspace} is not a directory; create it or name another")
     try:
         load_policy(args.profile, project=args.workspace or Path.cwd())
         entry = serve_entry(client, scope, args.profile, args.workspace)
@@ -82,7 +85,6 @@ def _register(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     from ...policies import PolicyError, load_policy
-    from .entries import SERVER_PROFILE, command_of, is_ours, url_of, wrapped
     from .files import ClientFileError, read_servers
 
     found = _find(args)
@@ -90,42 +92,72 @@ def _import(args: argparse.Namespace) -> int:
         return found
     client, scope, place = found
     try:
-        load_policy(args.profile, project=Path.cwd())
+        if args.profile:
+            load_policy(args.profile, project=args.workspace or Path.cwd())
         servers = read_servers(client, place)
-    except (PolicyError, ClientFileError) as error:
+        if missing := [name for name in args.only or () if name not in servers]:
+            return _fail(f"{place.file} has no server {missing[0]!r}; it has: {', '.join(servers)}")
+        entries = {
+            name: new
+            for name, entry in servers.items()
+            if not args.only or name in args.only
+            if (new := _taken(args, client, scope, name, _mapping(entry)))
+        }
+    except (PolicyError, ValueError, ClientFileError) as error:
         return _fail(str(error))
-    if missing := [name for name in args.only or () if name not in servers]:
-        return _fail(f"{place.file} has no server {missing[0]!r}; it has: {', '.join(servers)}")
-    entries: dict[str, Any | None] = {}
-    for name, entry in servers.items():
-        if args.only and name not in args.only:
-            continue
-        new = wrapped(client, scope, _mapping(entry), args.profile)
-        if new is None:
-            why = (
-                "already behind Purple"
-                if is_ours(entry)
-                else "its token is the client's: left as it is"
-            )
-            print(f"{name}: {why}")
-            continue
-        command, arguments = command_of(_mapping(entry))
-        remote = url_of(client, _mapping(entry)) if not command else None
-        print(f"{name}: {remote[0] if remote else shlex.join([command, *arguments])}")
-        if remote and not any(key in _mapping(entry) for key in ("headers", "http_headers")):
-            print(
-                f"{'':{len(name)}}  if it asks for a login, leave it to the client: Purple has none"
-            )
-        only = remote is not None and args.profile == SERVER_PROFILE
-        under = "the rule that it is all that is reached" if only else f"profile {args.profile}"
-        print(f"{'':{len(name)}}  under {under}: {shlex.join(command_line(new))}")
-        entries[name] = new
     if not entries:
         print(f"{place.file}: no server to take")
         return 0
     if not (args.yes or args.dry_run) and not _agreed():
         return _fail("nothing was changed", 1)
     return _apply(args, client, place, entries, "their servers are behind Purple now:")
+
+
+def _taken(
+    args: argparse.Namespace, client: Client, scope: Scope, name: str, entry: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """A server's new entry, or None where it stays as it is; says which. Raises `ValueError`."""
+    from .entries import SERVER_PROFILE, command_of, is_ours, profile_of, url_of, wrapped
+
+    new = wrapped(client, scope, entry, args.profile, name=name, workspace=args.workspace)
+    if new is None:
+        ours = is_ours(entry)
+        print(f"{name}: {'already behind Purple' if ours else _TOKEN_STAYS}")
+        return None
+    command, arguments = command_of(entry)
+    remote = url_of(client, entry) if not command else None
+    print(f"{name}: {remote[0] if remote else shlex.join([command, *arguments])}")
+    margin = " " * (len(name) + 2)
+    if remote and not any(key in entry for key in ("headers", "http_headers")):
+        print(f"{margin}if it asks for a login, leave it to the client: Purple has none")
+    under = f"profile {args.profile or profile_of(command, arguments)}"
+    if remote and args.profile in ("", SERVER_PROFILE):
+        under = "the rule that it is all that is reached"
+    print(f"{margin}under {under}: {shlex.join(command_line(new))}")
+    if command and (why := _cannot_start([command, *arguments], args)):
+        print(f"{margin}as things are it will not start: {why}")
+    return new
+
+
+def _cannot_start(argv: list[str], args: argparse.Namespace) -> str:
+    """Why a sandbox could not start this server now; "" where it can."""
+    from ...gateway.runners import remedy
+    from ...isolation import IsolationError
+    from ...isolation.command import Commands
+    from ...isolation.plan import compile_plan
+    from ...policies import load_policy
+    from .entries import profile_of
+
+    here = args.workspace or Path.cwd()
+    if args.workspace is None and here == Path.home():  # no project
+        here = None
+    policy = load_policy(args.profile or profile_of(argv[0], argv[1:]), project=here or Path.cwd())
+    try:
+        commands = Commands(compile_plan(policy, here))
+        commands.find(commands.command(argv, "", None))
+    except IsolationError as error:
+        return f"{error}{remedy(argv, error)}"
+    return ""
 
 
 def command_line(entry: Mapping[str, Any]) -> list[str]:

@@ -4,9 +4,10 @@ the `purple` program."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,34 +41,81 @@ def serve_entry(
     Raises:
         ValueError: None was given for a client that has no open project to name.
     """
-    arguments = ["serve", "-p", profile]
-    place = str(workspace.absolute()) if workspace is not None else client.workspace
+    place = _place(client, workspace)
     if place is None:
-        raise ValueError(
-            f"{client.title} does not say which project is open; name the directory: -w DIR"
-        )
-    if place:
-        arguments += ["-w", place]
-    return _entry(client, program(scope), arguments)
+        raise _unknown(client)
+    return _entry(client, program(scope), ["serve", "-p", profile, *_option("-w", place)])
 
 
-def wrapped(client: Client, scope: Scope, entry: Mapping[str, Any], profile: str) -> dict[str, Any] | None:  # fmt: skip
+def _place(client: Client, workspace: Path | None) -> str | None:
+    return str(workspace.absolute()) if workspace is not None else client.workspace
+
+
+def _unknown(client: Client) -> ValueError:
+    return ValueError(
+        f"{client.title} does not say which project is open; name the directory: -w DIR"
+    )
+
+
+def _option(option: str, value: str | None) -> list[str]:
+    return [option, value] if value else []
+
+
+def profile_of(command: str, arguments: Sequence[str]) -> str:
+    """The profile under which a server that this command starts can run."""
+    name = Path(command).name
+    if name == "npx":
+        return f"{SERVER_PROFILE}-npx"
+    verbs = [word for word in arguments if not word.startswith("-")][:2]
+    if name == "uvx" or (name == "uv" and verbs == ["tool", "run"]):
+        return f"{SERVER_PROFILE}-uvx"
+    return SERVER_PROFILE
+
+
+def name_of(name: str) -> str:
+    """The name for `purple wrap`: what a rule and a command line can say without quotes; "" for none."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-")
+
+
+def wrapped(
+    client: Client, scope: Scope, entry: Mapping[str, Any], profile: str = "", *,
+    name: str = "", workspace: Path | None = None,
+) -> dict[str, Any] | None:  # fmt: skip
     """The entry with its server behind `purple wrap`; all else of it stays.
+
+    Args:
+        client: Who will start it.
+        scope: In which of its files.
+        entry: As it is there.
+        profile: Name of a profile; "" chooses by the command.
+        name: Of the server in the client: also its name in rules, records and pins.
+        workspace: The directory that it sees; None: its own `cwd`, or the client's open project.
 
     Returns:
         None where that cannot be: neither a command nor a URL, a token that only the client knows, or
         Purple's already.
+
+    Raises:
+        ValueError: no workspace was given for a client that has no open project to name.
     """
     command, arguments = command_of(entry)
     if is_ours(entry):
         return None
+    called = _option("--name", name_of(name))
     if not command:
-        return _wrapped_url(client, scope, entry, profile)
-    names = cast(Mapping[str, Any], entry.get("env") or {})
-    passed = [word for name in names for word in ("--env", name)]
+        return _wrapped_url(client, scope, entry, profile, called)
+    place = _place(client, workspace)
+    if place is None:
+        raise _unknown(client)
+    if workspace is None and entry.get("cwd"):  # the client starts it there
+        place = ""
+    passed = [
+        word for key in cast(Mapping[str, Any], entry.get("env") or {}) for word in ("--env", key)
+    ]
+    under = ["-p", profile or profile_of(command, arguments), *_option("-w", place), *called]
     new = dict(entry)
     new["command"] = program(scope)
-    new["args"] = ["wrap", "-p", profile, *passed, "--", command, *arguments]
+    new["args"] = ["wrap", *under, *passed, "--", command, *arguments]
     return new
 
 
@@ -80,7 +128,9 @@ def url_of(client: Client, entry: Mapping[str, Any]) -> tuple[str, Transport] | 
     return None
 
 
-def _wrapped_url(client: Client, scope: Scope, entry: Mapping[str, Any], profile: str) -> dict[str, Any] | None:  # fmt: skip
+def _wrapped_url(
+    client: Client, scope: Scope, entry: Mapping[str, Any], profile: str, called: list[str]
+) -> dict[str, Any] | None:
     found = url_of(client, entry)
     if found is None or any(key in entry for key in _CLIENTS_TOKEN):
         return None
@@ -91,7 +141,7 @@ def _wrapped_url(client: Client, scope: Scope, entry: Mapping[str, Any], profile
     headers = entry.get("http_headers", entry.get("headers", {}))
     said = {"url": found[0], "type": found[1], "headers": headers}
     # Without a profile its own host is all that is reached; mcp-server reaches no network.
-    under = [] if profile == SERVER_PROFILE else ["-p", profile]
+    under = [*_option("-p", "" if profile == SERVER_PROFILE else profile), *called]
     new = {key: value for key, value in entry.items() if key not in own}
     new.update(_entry(client, program(scope), ["wrap", *under, "--url-from", VARIABLE]))
     new["env"] = {VARIABLE: json.dumps({"entry": taken, "server": said}, ensure_ascii=False)}

@@ -90,11 +90,12 @@ def write(change: Change) -> Path:
         The backup.
 
     Raises:
-        ClientFileError: the file has changed since it was read, or cannot be written.
+        ClientFileError: the file has changed since it was read, is read-only, or cannot be written.
     """
     file = change.file.resolve()
     if _read(file) != change.before:
         raise ClientFileError(f"{file} has changed meanwhile; nothing was written, run it again")
+    _refuse_read_only(file)
     backup = _keep(change)
     try:
         _replace(file, change.after)
@@ -108,7 +109,7 @@ def undo(client: Client) -> Change:
     """Take the client's last change back, once for each call.
 
     Raises:
-        ClientFileError: there is none, or the file is not as that change left it.
+        ClientFileError: there is none, the file is not as that change left it, or it is read-only.
     """
     backups = sorted(_backups(client).glob("*.json"))
     if not backups:
@@ -121,6 +122,7 @@ def undo(client: Client) -> Change:
             f"{file} has been changed since; what was there before is in {backups[-1]} (`before`)"
         )
     before: str | None = kept["before"]
+    _refuse_read_only(file)
     try:
         if before is None:
             file.unlink()
@@ -142,6 +144,16 @@ def _read(file: Path) -> str | None:
         raise ClientFileError(f"{file} is not UTF-8; it was not touched") from None
     except OSError as error:
         raise ClientFileError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _refuse_read_only(file: Path) -> None:
+    """Raises `ClientFileError`: a directory that can be written would let it be replaced all the same."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = file.stat().st_mode & 0o777
+        if not mode & 0o200:
+            raise ClientFileError(
+                f"{file} is read-only (mode {mode:04o}) and was not touched; chmod u+w it first"
+            )
 
 
 def _broken(file: Path, error: JsoncError | TomlError) -> ClientFileError:

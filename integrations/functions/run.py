@@ -104,7 +104,7 @@ def _ran(tool: str, result: Result, version: Version) -> Ran:
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         return Ran(result=text_result(shown, {RESULT: value}), facts=facts)
     # The function's own error may be the sandbox's doing; its message is in stdout here.
-    said = "".join(f" [{n}]" for n in notes(reply.get("message", ""), result, version.policy))
+    said = "".join(f" [{n}]" for n in notes(reply.get("message", ""), result, version))
     if "error" in reply:
         before = {"load": "could not be loaded in its sandbox", "result": "has no plain result"}
         what = before.get(reply["phase"], "failed")

@@ -6,9 +6,11 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +43,10 @@ def test_streams_and_status_pass_through(workspace: Path) -> None:
         (["profile", "show", "strikt"], 2, "did you mean strict"),
         (["run", "--", "sh", "-c", "kill -9 $$"], 137, "SIGKILL"),
         (["audit", "verify"], 2, "cannot read"),
+        (["audit", "tail", "-n", "-1"], 2, "'-1' is no number of lines"),
+        (["serve", "--http", "localhost:99999"], 2, "--http localhost:99999: ports end at 65535"),
+        (["serve", "--http", "127.0.0.1:0000099999"], 2, "ports end at 65535"),
+        (["wrap", "--http", "127.0.0.1:65536", "--", "true"], 2, "ports end at 65535"),
     ],
 )
 def test_a_mistake_has_its_status_and_sentence(
@@ -49,6 +55,74 @@ def test_a_mistake_has_its_status_and_sentence(
     run = purple(*arguments, cwd=workspace)
     assert run.returncode == status
     assert words in run.stderr
+
+
+def test_the_newest_calls_have_server_and_status(workspace: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    entries: list[dict[str, Any]] = [
+        {"event": "begin", "call_id": "a", "tool": "shell", "server": "", "arguments": {}},
+        {"event": "end", "call_id": "a", "reason": "completed", "exit_code": 3},
+        {"event": "begin", "call_id": "b", "tool": "get", "server": "files", "arguments": {}},
+        {"event": "end", "call_id": "b", "reason": "completed", "exit_code": 0},
+    ]
+    log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+    def tail(*more: str) -> str:
+        return purple("audit", "tail", "--path", str(log), *more, cwd=workspace).stdout
+
+    first, second = tail().splitlines()
+    assert "  shell  " in first
+    assert "  completed (exit status 3)  " in first
+    assert "  files/get  " in second
+    assert "  completed  " in second
+    assert tail("-n", "1") == second + "\n"
+    assert len(tail("-n", "3", "--json").splitlines()) == 3
+    assert tail("-n", "9") == tail()
+    assert tail("-n", "0") == tail("-n", "0", "--json") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"mcpServers": {"a": {"command": "x",,}}}', ":1:38: expected the node content"),
+        ('{"a": [1,\n "s3cret"', ":2:10: expected ',' or ']'"),
+        ("a: \x01", "unacceptable character"),
+    ],
+)
+def test_a_broken_configuration_is_one_line_with_its_place(
+    workspace: Path, text: str, words: str
+) -> None:
+    (workspace / "c.json").write_text(text)
+    run = purple("serve", "--config", "c.json", cwd=workspace)
+    assert run.returncode == 2
+    assert f"c.json{words}" in run.stderr or f"c.json: {words}" in run.stderr
+    assert run.stderr.count("\n") == 1
+    assert "s3cret" not in run.stderr
+
+
+def test_a_port_in_use_is_named_and_a_free_one_says_who_can_use_it(workspace: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for arguments in (["serve"], ["wrap", "--", "true"]):
+            http = [arguments[0], "--http", f"127.0.0.1:{port}", *arguments[1:]]
+            run = purple(*http, cwd=workspace)
+            assert run.returncode == 2
+            said = f"purple: cannot listen on 127.0.0.1, port {port}: Address already in use\n"
+            assert run.stderr.endswith(said)
+    for token, warned in (("", True), ("a-token-of-its-own", False)):
+        serve = subprocess.Popen(
+            [*PURPLE, "serve", "--http", "127.0.0.1:0"], cwd=workspace, text=True,
+            stderr=subprocess.PIPE, env={**os.environ, "PURPLE_HTTP_TOKEN": token},
+        )  # fmt: skip
+        assert serve.stderr is not None
+        said = ""
+        while "listening on port" not in said:
+            line = serve.stderr.readline()
+            assert line, said
+            said += line
+        serve.terminate()
+        serve.communicate(timeout=120)
+        assert ("every user of this host can use what is served" in said) == warned
 
 
 def test_what_the_network_refused_is_said_at_the_end(workspace: Path) -> None:

@@ -165,6 +165,8 @@ def test_foreign_hosts_origins_and_tokens_are_refused() -> None:
             ):  # fmt: skip
                 answer = await http.post(url, json=body, headers=headers)
                 assert answer.status_code == status, (headers, answer.text)
+                asked = answer.headers.get("www-authenticate")
+                assert asked == ("Bearer" if status == 401 else None)
             assert (await http.post(own + "/other", json=body, headers=good)).status_code == 404
 
     asyncio.run(go())

@@ -185,6 +185,57 @@ def test_a_command_cannot_change_the_policy_that_it_runs_under(
     assert (workspace / "a").exists() == inside
 
 
+def test_a_projects_profile_is_in_force_once_it_is_accepted(
+    workspace: Path, wire_type: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a workspace that commands write to: what was accepted is theirs to change no more."""
+    monkeypatch.chdir(workspace)
+    path = workspace / ".purple" / "code-assistant.yaml"
+    path.parent.mkdir()
+    path.write_text(profile("delete"))
+    (workspace / "a").write_text("x")
+    assert main(["profile", "accept", "code-assistant", "--yes"]) == 0
+
+    async def go() -> None:
+        async with running(wire_type, "serve") as (wire, gateway):
+            assert await call(wire, "delete", path="a") == "refused"
+            replaced(path, profile("move"))
+            await said(gateway, "has changed since it was accepted")
+            assert await call(wire, "delete", path="a") == "refused"
+            arguments = ["profile", "accept", "code-assistant", "--yes"]
+            assert await asyncio.to_thread(main, arguments) == 0
+            await said(gateway, "reloaded: mine")
+            assert await call(wire, "delete", path="a") == "ran"
+            # What it extends begins to be the project's, too.
+            replaced(path.with_name("base.yaml"), "name: base\nextends: base\n")
+            await said(gateway, "nobody has accepted")
+
+    asyncio.run(go())
+
+
+def test_what_turns_up_in_a_project_is_not_read_for_a_policy_that_has_nothing_of_it(
+    workspace: Path, wire_type: Any
+) -> None:
+    path = workspace.parent / "mine.yaml"
+    path.write_text(profile("delete"))
+    (workspace / "a").write_text("x")
+
+    async def go() -> None:
+        async with running(wire_type, "serve", "-p", str(path), "-w", str(workspace)) as (
+            wire,
+            gateway,
+        ):
+            assert await call(wire, "delete", path="a") == "refused"
+            (workspace / ".purple").mkdir()
+            evil = "name: base\nextends: base\n"
+            (workspace / ".purple" / "base.yaml").write_text(evil)
+            replaced(path, profile("move"))  # the person's own change is not held up by it
+            await said(gateway, "reloaded: mine")
+            assert await call(wire, "delete", path="a") == "ran"
+
+    asyncio.run(go())
+
+
 def test_a_hangup_reloads_at_once(workspace: Path, wire_type: Any) -> None:
     path = workspace.parent / "mine.yaml"
     path.write_text(profile("shell"))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from purplebox.gateway.runners import adapted
+from pathlib import Path
+
+import pytest
+
+from purplebox.gateway.runners import adapted, remedy
+from purplebox.isolation import CommandNotFound, IsolationError, SetupError
 
 HOME = {"HOME": "/home/a"}
 
@@ -27,3 +32,34 @@ def test_uvx_is_pointed_at_the_callers_cache_unless_the_configuration_says_other
 
 def test_other_commands_stay_as_they_are() -> None:
     assert adapted(["python3", "npx"], {"K": "v"}, HOME) == (["python3", "npx"], {"K": "v"})
+
+
+LOCK = SetupError(
+    "filesystem.write: ~/.cache/uv/.lock does not exist; create it or remove the grant"
+)
+NPM = SetupError("filesystem.read: ~/.npm does not exist; create it or remove the grant")
+
+
+@pytest.mark.parametrize(
+    ("argv", "error", "said"),
+    [
+        (["uvx", "p", "-v"], LOCK, "; fill the cache first, outside: uvx p -v --help"),
+        (["/opt/npx", "-y", "p"], NPM, "; fill the cache first, outside: /opt/npx -y p </dev/null"),
+        (["python3", "s.py"], LOCK, ""),
+        (["uvx", "p"], SetupError("filesystem.read: ~/data does not exist"), ""),
+        (["nowhere-at-all"], CommandNotFound("ENOENT", "no"), ""),
+        (["/opt/uvx"], CommandNotFound("ENOENT", "no"), ""),
+    ],
+)
+def test_what_to_do_is_said_where_it_is_known(
+    argv: list[str], error: IsolationError, said: str
+) -> None:
+    assert remedy(argv, error, {"PATH": "/nowhere"}) == said
+
+
+def test_a_program_that_only_the_host_sees_is_named_by_its_path(tmp_path: Path) -> None:
+    program = tmp_path / "uvx"
+    program.write_text("")
+    program.chmod(0o755)
+    said = remedy(["uvx", "p"], CommandNotFound("ENOENT", "no"), {"PATH": str(tmp_path)})
+    assert f"here it is {program}: grant that" in said

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mcp import Client, StdioServerParameters
 
 from purplebox.gateway.audit import verify
@@ -107,7 +110,7 @@ def test_a_wrapped_server_does_its_work_and_nothing_else(
 
 
 def test_rules_of_the_profile_decide_calls_of_the_wrapped_server(
-    workspace: Path, raw_client: Any
+    workspace: Path, converse: Callable[..., list[dict[str, Any]]]
 ) -> None:
     rules = workspace.parent / "ruled.yaml"
     rules.write_text(
@@ -122,14 +125,13 @@ def test_rules_of_the_profile_decide_calls_of_the_wrapped_server(
         {"id": 4, "method": "resources/read", "params": {"uri": "x:y"}},
     ]  # fmt: skip
     (workspace / "fake.py").write_text(FAKE.read_text())
-    run = subprocess.run(
+    received = converse(
         [sys.executable, "-m", "purplebox.gateway.cli", "wrap", "-p", str(rules), "-w",
          str(workspace), "--", os.path.realpath(sys.executable), "fake.py", "legacy"],
-        input="".join(json.dumps({"jsonrpc": "2.0", **m}) + "\n" for m in messages),
-        capture_output=True, text=True, timeout=120, check=True,
+        messages,
     )  # fmt: skip
-    answers = {m.get("id"): m for m in map(json.loads, run.stdout.splitlines())}
-    assert len(answers) == 4, run.stdout  # and nothing else: one server was started
+    answers = {message.get("id"): message for message in received}
+    assert len(answers) == 4, received  # and nothing else: one server was started
     assert answers[2]["result"]["isError"] is True
     assert "not one" in answers[2]["result"]["content"][0]["text"]
     assert answers[3]["result"]["structuredContent"] == {"a": 2}
@@ -143,6 +145,21 @@ def test_a_command_that_is_not_there_is_said_before_any_client(workspace: Path) 
     )  # fmt: skip
     assert run.returncode == 127
     assert "nonesuch" in run.stderr
+
+
+def test_a_cold_cache_is_said_with_what_fills_it(workspace: Path, private_home: Path) -> None:
+    wrap = [sys.executable, "-m", "purplebox.gateway.cli", "wrap", "-w", str(workspace)]
+    for profile, command, fill in (
+        ("mcp-server-uvx", ["uvx", "p"], "uvx p --help"),
+        ("mcp-server-npx", ["npx", "-y", "p"], "npx -y p </dev/null"),
+    ):
+        run = subprocess.run(
+            [*wrap, "-p", profile, "--", *command],
+            env={**os.environ, "HOME": str(private_home)},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        assert run.returncode == 125
+        assert f"does not exist; create it or remove the grant; fill the cache first, outside: {fill}\n" in run.stderr  # fmt: skip
 
 
 def test_references_in_the_environment_are_read_and_what_they_stand_for_is_covered(
@@ -201,22 +218,84 @@ def test_nonsense_in_options_is_said_before_anything_runs(workspace: Path) -> No
     assert (code, "write NAME or NAME=VALUE" in text) == (2, True), text
 
 
-def test_a_client_that_sends_faster_than_the_rate_set_is_told_so(workspace: Path) -> None:
+def test_a_client_that_sends_faster_than_the_rate_set_is_told_so(
+    workspace: Path, converse: Callable[..., list[dict[str, Any]]]
+) -> None:
     (workspace / "fake.py").write_text(FAKE.read_text())
     hello = {"id": 1, "method": "initialize", "params": {"protocolVersion": "2025-11-25",
              "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}}  # fmt: skip
     pings = [{"id": n, "method": "ping"} for n in range(2, 502)]
-    text = "".join(json.dumps({"jsonrpc": "2.0", **m}) + "\n" for m in (hello, *pings))
 
     def refused(*options: str) -> int:
-        run = subprocess.run(
+        answers = converse(
             [sys.executable, "-m", "purplebox.gateway.cli", "wrap", "-w", str(workspace), *options,
              "--", os.path.realpath(sys.executable), "fake.py", "legacy"],
-            input=text, capture_output=True, text=True, timeout=240, check=True,
+            (hello, *pings),
         )  # fmt: skip
-        answers = [json.loads(line) for line in run.stdout.splitlines()]
         assert len(answers) == 501
         return sum(a.get("error", {}).get("code") == -32053 for a in answers)
 
     assert refused() == 0
     assert refused("--frame-rate", "50") > 0
+
+
+REACHER = """
+import json, os, socket, sys, time
+from urllib.parse import urlsplit
+for line in sys.stdin:
+    message = json.loads(line)
+    params = message.get("params", {})
+    result = {"tools": [{"name": "reach", "inputSchema": {"type": "object"}}]}
+    if message["method"] == "initialize":
+        result = {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}},
+                  "serverInfo": {"name": "reacher", "version": "1"}}
+    elif message["method"] == "tools/call":
+        place = urlsplit(os.environ["HTTP_PROXY"])
+        with socket.create_connection((place.hostname, place.port)) as gate:
+            where = "127.0.0.1:%d" % params["arguments"]["port"]
+            gate.sendall(f"CONNECT {where} HTTP/1.1\\r\\nHost: {where}\\r\\n\\r\\n".encode())
+            text = gate.recv(4096).split()[1].decode()
+        result = {"content": [{"type": "text", "text": text}]}
+    if "id" in message:
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("lingers", ["0", "600"])
+def test_what_a_server_connects_to_is_in_a_record_of_its_life(
+    workspace: Path, private_home: Path, lingers: str, converse: Callable[..., list[dict[str, Any]]]
+) -> None:
+    """It ends with its client, by itself or not."""
+    (workspace / "server.py").write_text(REACHER)
+    with socket.create_server(("127.0.0.1", 0)) as there, socket.socket() as elsewhere:
+        elsewhere.bind(("127.0.0.1", 0))
+        port, other = there.getsockname()[1], elsewhere.getsockname()[1]
+        profile = workspace.parent / "reaching.yaml"
+        profile.write_text(
+            "name: reaching\nextends: mcp-server\n"
+            f"network: {{isolated: false, allow: [{{host: 127.0.0.1, ports: [{port}]}}]}}\n"
+        )
+        messages: list[dict[str, Any]] = [
+            {"id": 1, "method": "initialize", "params": {"protocolVersion": "2025-11-25",
+             "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}},
+            *({"id": p, "method": "tools/call", "params": {"name": "reach", "arguments": {"port": p}}}
+              for p in (port, other)),
+        ]  # fmt: skip
+        threading.Thread(target=lambda: there.accept()[0].close()).start()
+        received = converse(
+            [sys.executable, "-m", "purplebox.gateway.cli", "wrap", "-p", str(profile), "-w",
+             str(workspace), "--", "/usr/bin/python3", "server.py", lingers],
+            messages,
+        )  # fmt: skip
+    texts = {m["id"]: m["result"]["content"][0]["text"] for m in received if m.get("id", 1) != 1}
+    assert texts == {port: "200", other: "403"}
+    log = private_home / "state" / "purple" / "audit.jsonl"
+    assert verify(log).problems == () and verify(log).interrupted == ()
+    written = [entry for _, entry in entries(log) if entry]
+    (begun,) = [e for e in written if e["event"] == "begin" and e["tool"] == "server"]
+    assert (begun["server"], begun["policy"]) == ("python3", "reaching")
+    (ended,) = [e for e in written if e["event"] == "end" and e["call_id"] == begun["call_id"]]
+    made = {c["port"]: (c["rule"], c.get("reason", "")) for c in ended["connections"]}
+    assert made[port] == ("network.allow[0]", "")
+    assert made[other][1] == "port_not_allowed"

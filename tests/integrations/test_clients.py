@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import pytest
 
 from purplebox.integrations.cli import main
 from purplebox.integrations.clients import jsonc
-from purplebox.integrations.clients.entries import is_ours, unwrapped, wrapped
 from purplebox.integrations.clients.known import CLIENTS
 
 CLAUDE = """{
@@ -138,7 +138,7 @@ def test_import_wraps_each_server_and_undo_gives_the_same_bytes_back(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
     before = entries(name, text)
-    take = ("import", name, "--scope", "user", "-p", "base")
+    take = ("import", name, "--scope", "user", "-p", "base", "-w", str(place))
     assert purple(*take, "--dry-run") == 0
     shown = capsys.readouterr().out
     assert "+++" in shown
@@ -150,7 +150,9 @@ def test_import_wraps_each_server_and_undo_gives_the_same_bytes_back(
     assert list(after) == list(before)
     for server, entry in before.items():
         if "command" not in entry:
-            assert after[server]["args"] == ["wrap", "-p", "base", "--url-from", "PURPLE_SERVER"]
+            assert after[server]["args"] == [
+                "wrap", "-p", "base", "--name", server, "--url-from", "PURPLE_SERVER",
+            ]  # fmt: skip
             said = json.loads(after[server]["env"]["PURPLE_SERVER"])["server"]
             assert said["url"] == "https://example.com/mcp"
             continue
@@ -167,6 +169,33 @@ def test_import_wraps_each_server_and_undo_gives_the_same_bytes_back(
     assert purple("undo", name) == 0
     assert file.read_text() == text
     assert purple("undo", name) == 2
+
+
+def test_a_server_by_url_needs_no_directory(place: Path, private_home: Path) -> None:
+    file = private_home / FIXTURES["windsurf"][0]
+    file.parent.mkdir(parents=True)
+    file.write_text(CLAUDE)
+    assert purple("import", "windsurf", "--only", "github", "--yes") == 2
+    assert file.read_text() == CLAUDE
+    assert purple("import", "windsurf", "--only", "remote", "--yes") == 0
+    taken = entries("windsurf", file.read_text())["remote"]
+    assert taken["args"] == ["wrap", "--name", "remote", "--url-from", "PURPLE_SERVER"]
+    assert purple("undo", "windsurf") == 0
+    assert file.read_text() == CLAUDE
+
+
+def test_import_says_which_server_will_not_start(
+    place: Path, private_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = private_home / ".cursor" / "mcp.json"
+    file.parent.mkdir()
+    servers = {"cold": {"command": "uvx", "args": ["p"]}, "there": {"command": "python3"}}
+    file.write_text(json.dumps({"mcpServers": servers}))
+    assert purple("import", "cursor", "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("will not start") == 1
+    assert "will not start: filesystem.write: ~/.cache/uv/.lock does not exist" in shown
+    assert "outside: uvx p --help" in shown
 
 
 @pytest.mark.parametrize("name", [n for n in CLIENTS if "project" in CLIENTS[n].files])
@@ -214,6 +243,7 @@ def test_a_broken_file_is_refused_untouched(
         (["register", "cursor", "-w", "nowhere"], "nowhere is not a directory"),
         (["register", "cursor", "--name", "github"], "choose a name"),
         (["import", "cursor", "-p", "base", "--only", "nope"], "it has: github, remote"),
+        (["import", "cursor", "-w", "nowhere", "--yes"], "nowhere is not a directory"),
         (["undo", "windsurf"], "no change"),
     ],
 )
@@ -236,6 +266,26 @@ def test_undo_does_not_overwrite_what_was_changed_since(place: Path, private_hom
     edited = file.read_text()
     assert purple("undo", "cursor") == 2
     assert file.read_text() == edited
+
+
+def test_a_read_only_file_is_refused_untouched(
+    place: Path, private_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = private_home / ".cursor" / "mcp.json"
+    file.parent.mkdir()
+    file.write_text(CLAUDE)
+    file.chmod(0o400)
+    assert purple("register", "cursor") == 2
+    assert f"{file} is read-only (mode 0400) and was not touched" in capsys.readouterr().err
+    assert file.read_text() == CLAUDE
+    assert purple("undo", "cursor") == 2  # nothing was kept
+    file.chmod(0o600)
+    assert purple("register", "cursor") == 0  # the control
+    file.chmod(0o400)
+    assert purple("undo", "cursor") == 2
+    file.chmod(0o600)
+    assert purple("undo", "cursor") == 0
+    assert file.read_text() == CLAUDE
 
 
 def test_a_link_stays_a_link_and_the_mode_stays(place: Path, private_home: Path) -> None:
@@ -281,85 +331,16 @@ def test_the_bundles_manifest_is_valid_for_its_own_tool(place: Path) -> None:
     assert run.returncode != 0  # the control: it does look
 
 
-def test_what_register_writes_starts_a_server(place: Path, private_home: Path) -> None:
+def test_what_register_writes_starts_a_server(
+    place: Path, private_home: Path, converse: Callable[..., list[dict[str, Any]]]
+) -> None:
     assert purple("register", "cursor", "-w", str(place)) == 0
     entry = json.loads((private_home / ".cursor" / "mcp.json").read_text())["mcpServers"]["purple"]
-    initialize = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+    initialize = {"id": 1, "method": "initialize", "params": {
         "protocolVersion": "2025-11-25", "capabilities": {},
         "clientInfo": {"name": "t", "version": "1"}}}  # fmt: skip
-    run = subprocess.run(
-        [entry["command"], *entry["args"]], input=json.dumps(initialize) + "\n", text=True,
-        capture_output=True, check=False, env={**os.environ, "PATH": os.path.dirname(sys.executable) + ":/usr/bin:/bin"},
-    )  # fmt: skip
-    assert json.loads(run.stdout)["result"]["serverInfo"]["name"] == "purple", run.stderr
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("", '{\n  "a": {\n    "b": 1\n  }\n}\n'),
-        ("{}", '{\n  "a": {\n    "b": 1\n  }\n}'),
-        ('{"a": {}}', '{"a": {\n    "b": 1\n  }}'),
-        ('{"a": {"c": 2}}', '{"a": {"c": 2, "b": 1}}'),
-        ('{\r\n\t"a": {\r\n\t\t"c": 2\r\n\t}\r\n}', '{\r\n\t"a": {\r\n\t\t"c": 2,\r\n\t\t"b": 1\r\n\t}\r\n}'),
-        ('{"a": {"c": 2, /* , */}, "d": "}"}', '{"a": {"c": 2, "b": 1, /* , */}, "d": "}"}'),
-        ('{"a": {"b": 1}} // "b": 2', '{"a": {"b": 1}} // "b": 2'),
-        ('{"a": {"b": [1, // x\n2,]}}', '{"a": {"b": 1}}'),
-    ],
-)  # fmt: skip
-def test_json_is_edited_in_place(before: str, after: str) -> None:
-    assert jsonc.edit(before, ("a", "b"), 1) == after
-    assert jsonc.member(jsonc.loads(after), ("a", "b")) == 1
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ('{"a": {"b": 1}}', '{"a": {}}'),
-        ('{"a": {"c": 2, "b": 1}}', '{"a": {"c": 2}}'),
-        ('{"a": {"b": 1, "c": 2}}', '{"a": { "c": 2}}'),
-        ('{"a": {\n  "b": 1,\n  // of c\n  "c": 2\n}}', '{"a": {\n  // of c\n  "c": 2\n}}'),
-        ('{"a": {\n  "c": 2, // of c\n  "b": 1\n}}', '{"a": {\n  "c": 2 // of c\n}}'),
-        ('{"a": {\n  "c": 2,\n  "b": 1,\n}}', '{"a": {\n  "c": 2,\n}}'),
-        ('{"a": {"c": 2}}', '{"a": {"c": 2}}'),
-        ('{"c": {"b": 1}}', '{"c": {"b": 1}}'),
-    ],
-)
-def test_json_members_are_removed_in_place(before: str, after: str) -> None:
-    assert jsonc.edit(before, ("a", "b"), None) == after
-    jsonc.loads(after)
-
-
-@pytest.mark.parametrize(
-    ("name", "entry", "transport"),
-    [
-        ("claude-code", {"type": "sse", "url": "https://a.example/sse", "headers": {"X": "s"}}, "sse"),
-        ("claude-code", {"type": "http", "url": "https://a.example/mcp"}, "http"),
-        ("cursor", {"url": "https://a.example/mcp", "headers": {"Authorization": "Bearer ${env:T}"}}, "http"),
-        ("gemini", {"httpUrl": "https://a.example/mcp", "timeout": 5}, "http"),
-        ("gemini", {"url": "https://a.example/sse", "trust": True}, "sse"),
-        ("windsurf", {"serverUrl": "https://a.example/mcp"}, "http"),
-        ("vscode", {"type": "http", "url": "https://a.example/mcp", "headers": {"K": "${input:token}"}}, "http"),
-        ("codex", {"url": "https://a.example/mcp", "http_headers": {"K": "v"}}, "http"),
-        ("zed", {"url": "https://a.example/mcp", "headers": {}}, "http"),
-    ],
-)  # fmt: skip
-def test_a_server_behind_a_url_is_taken_and_given_back(
-    name: str, entry: dict[str, Any], transport: str
-) -> None:
-    client = CLIENTS[name]
-    taken = wrapped(client, "user", entry, "mcp-server")
-    assert taken is not None
-    assert taken["args"] == ["wrap", "--url-from", "PURPLE_SERVER"]
-    said = json.loads(taken["env"]["PURPLE_SERVER"])["server"]
-    assert said["type"] == transport
-    assert said["headers"] == entry.get("headers", entry.get("http_headers", {}))
-    assert taken.get("timeout") == entry.get("timeout")  # what is not the server's stays
-    assert is_ours(taken)
-    assert wrapped(client, "user", taken, "mcp-server") is None
-    assert unwrapped(taken) == entry
-
-
-def test_a_token_that_only_the_client_reads_stays_with_it() -> None:
-    entry = {"url": "https://a.example/mcp", "bearer_token_env_var": "TOKEN"}
-    assert wrapped(CLIENTS["codex"], "user", entry, "mcp-server") is None
+    path = os.path.dirname(sys.executable) + ":/usr/bin:/bin"
+    (answer,) = converse(
+        [entry["command"], *entry["args"]], [initialize], env={**os.environ, "PATH": path}
+    )
+    assert answer["result"]["serverInfo"]["name"] == "purple"

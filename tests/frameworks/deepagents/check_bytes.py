@@ -10,20 +10,18 @@ from purplebox.integrations.deepagents import PurpleBackend
 COLOURED = b"\x1b[31mred\x1b[0m\n"
 
 
-def test_a_download_is_each_byte_and_what_the_model_reads_is_screened(tmp_path: Path) -> None:
-    (tmp_path / "log").write_bytes(COLOURED)
-    with Gateway("code-assistant", tmp_path).sync() as gateway:
+def test_a_download_is_each_byte_and_what_the_model_reads_is_screened(workspace: Path) -> None:
+    (workspace / "log").write_bytes(COLOURED)
+    with Gateway("code-assistant", workspace).sync() as gateway:
         backend = PurpleBackend(gateway)
-        (fetched,) = backend.download_files([str(tmp_path / "log")])
-        read = backend.read(str(tmp_path / "log"))
+        (fetched,) = backend.download_files([str(workspace / "log")])
+        read = backend.read(str(workspace / "log"))
     assert fetched.content == COLOURED
     assert read.file_data is not None
     assert read.file_data["content"] == "red"
 
 
-def test_a_search_divides_at_its_own_character_and_keeps_the_files(tmp_path: Path) -> None:
-    workspace = tmp_path / "workspace"  # the record is kept beside it
-    workspace.mkdir()
+def test_a_search_divides_at_its_own_character_and_keeps_the_files(workspace: Path) -> None:
     (workspace / "a b:1.txt").write_text("one\nneedle \N{SYMBOL FOR NULL} end\n")
     with Gateway("code-assistant", workspace).sync() as gateway:
         found = PurpleBackend(gateway).grep("needle", str(workspace))

@@ -156,7 +156,7 @@ def test_a_resource_is_asked_of_its_own_server_only(raw_client: Any) -> None:
         ("{mcpServers: {a: {url: 'http://x', command: y}}}", "command"),
         ("{mcpServers: {a: {command: '${NOPE}'}}}", "variable NOPE is not set"),
         ("{mcpServers: {a: {command: x, args: y}}}", "args a list"),
-        ("{mcpServers: [", "mcpServers"),
+        ("{mcpServers: [", "servers.yaml:1:15: expected"),
     ],
 )
 def test_a_wrong_configuration_says_where(tmp_path: Path, text: str, words: str) -> None:
