@@ -1,4 +1,4 @@
-"""What it costs to talk with a sandboxed process, beside `anyio.open_process` and `Engine.run`.
+"""What it costs to talk with a sandboxed process, beside `anyio.open_process`, `Engine.run` and `Sandbox.run`.
 
 Run it: python benchmarks/process.py [--rounds N]
 Each round starts and waits for `true`, sends a kilobyte to `cat` and back a hundred times, and reads 500
@@ -33,7 +33,10 @@ async def measured(work: Callable[[], Awaitable[None]]) -> float:
 
 
 async def main(rounds: int, workspace: Path) -> None:
-    async with Engine(load_policy("base"), workspace) as engine:
+    async with (
+        Engine(load_policy("base"), workspace) as engine,
+        await engine.sandbox() as standing,
+    ):
 
         async def start() -> None:
             async with await engine.start(["true"], stdin="null") as process:
@@ -41,6 +44,13 @@ async def main(rounds: int, workspace: Path) -> None:
 
         async def run() -> None:
             await engine.run(["true"])
+
+        async def in_one() -> None:
+            await standing.run(["true"])
+
+        async def stand() -> None:
+            async with await engine.sandbox() as sandbox:
+                await sandbox.run(["true"])
 
         async def plain() -> None:
             async with await anyio.open_process(
@@ -79,7 +89,13 @@ async def main(rounds: int, workspace: Path) -> None:
                 assert size == _FLOOD_BYTES
 
         groups: dict[str, dict[str, Callable[[], Awaitable[None]]]] = {
-            "true": {"anyio": plain, "start": start, "run": run},
+            "true": {
+                "anyio": plain,
+                "start": start,
+                "run": run,
+                "Sandbox": in_one,
+                "a Sandbox for it": stand,
+            },
             f"{_ECHOES} echoes": {"anyio": plain_echo, "start": echo},
             "500 MB read": {"anyio": plain_flood, "start": flood},
         }
@@ -91,7 +107,7 @@ async def main(rounds: int, workspace: Path) -> None:
                     await asyncio.sleep(0.01)  # the pool fills up again
         for (group, way), times in found.items():
             median, base = statistics.median(times), statistics.median(found[group, "anyio"])
-            print(f"{group:12} {way:6} {median:9.2f} ms  {median / base:5.2f} x anyio")
+            print(f"{group:12} {way:16} {median:9.2f} ms  {median / base:5.2f} x anyio")
 
 
 if __name__ == "__main__":
