@@ -242,13 +242,13 @@ def killed_family(workspace: Path) -> set[str]:
         assert gateway.stdout is not None
         gateway.stdout.readline()
         family = [gateway.pid]
-        for pid in family:
-            family += children(pid)
-        for pid in family:  # none of them gets to remove anything
-            os.kill(pid, signal.SIGSTOP)
-        for pid in family:
-            with contextlib.suppress(ProcessLookupError):  # it ends with one that was before it
-                os.kill(pid, signal.SIGKILL)
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # none of them gets to remove anything
+            for pid in family:
+                with contextlib.suppress(
+                    ProcessLookupError
+                ):  # it has ended, or ends with one before it
+                    os.kill(pid, number)
+                family += [child for child in children(pid) if child not in family]
     while any(os.path.exists(f"/proc/{pid}") and _state(pid) not in "ZX" for pid in family):
         time.sleep(0.01)
     return {f"purple-{pid}" for pid in family} & set(cgroups())
