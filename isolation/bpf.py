@@ -14,7 +14,7 @@ import platform
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 Operator = Literal["eq", "ne", "lt", "le", "gt", "ge", "masked_eq", "any_bits"]
 
@@ -58,11 +58,9 @@ class Clause:
     action: int
 
 
-class Verdict(NamedTuple):
-    """The action of the first clause that holds, else `otherwise`.
-
-    No dataclass: hundreds are made and compared for a program.
-    """
+@dataclass(frozen=True)
+class Verdict:
+    """The action of the first clause that holds, else `otherwise`."""
 
     otherwise: int
     clauses: tuple[Clause, ...] = ()
@@ -73,13 +71,17 @@ def errno_action(number: int) -> int:
     return _ERRNO | number
 
 
-def assemble(verdicts: Mapping[int, Verdict], otherwise: int, beyond: tuple[int, int]) -> bytes:
+def assemble(
+    listed: int, action: int, otherwise: int, beyond: tuple[int, int], codes: Mapping[int, bytes]
+) -> bytes:
     """The program, as `struct sock_filter`s.
 
     Args:
-        verdicts: By system call number.
-        otherwise: Action for a number that is not in it.
-        beyond: A number, and the action for it and all that are higher and not in `verdicts`.
+        listed: Which calls `action` is for, bit n for number n.
+        action: As SECCOMP_RET_….
+        otherwise: Action for the others.
+        beyond: A number, and the action for it and for all that are higher and not `listed`.
+        codes: By number, what `code` has made; it is for these calls in the place of an action.
 
     Calls of another architecture, and x32's on x86_64, kill the process: their numbers mean other
     calls.
@@ -91,58 +93,61 @@ def assemble(verdicts: Mapping[int, Verdict], otherwise: int, beyond: tuple[int,
     if machine not in _ARCHITECTURES:
         raise ValueError(f"no system-call filter for {machine}; known: {', '.join(_ARCHITECTURES)}")
     foreign = _instruction(_RET, KILL_PROCESS)
-    code = _instruction(_LD, _ARCHITECTURE)
-    code += _jump(_JEQ, _ARCHITECTURES[machine], yes=1) + foreign
-    code += _instruction(_LD, _NUMBER)
+    program = _instruction(_LD, _ARCHITECTURE)
+    program += _jump(_JEQ, _ARCHITECTURES[machine], yes=1) + foreign
+    program += _instruction(_LD, _NUMBER)
     if machine == "x86_64":
-        code += _jump(_JGE, _X32_BIT, no=1) + foreign
-    code += _tree(_ranges(verdicts, otherwise, beyond))
-    if (length := _length(code)) > _MOST:
+        program += _jump(_JGE, _X32_BIT, no=1) + foreign
+    # Bits at the numbers where something else may begin.
+    marks = 1 | 1 << beyond[0] | listed ^ listed << 1
+    for number in codes:
+        marks |= 3 << number
+    inside, below, above = (_instruction(_RET, value) for value in (action, otherwise, beyond[1]))
+    firsts: list[int] = []
+    runs: list[bytes] = []
+    last = b""
+    while marks:
+        mark = marks & -marks
+        marks ^= mark
+        number = mark.bit_length() - 1
+        run = codes.get(number)
+        if run is None:
+            run = inside if listed & mark else above if number >= beyond[0] else below
+        if run != last:
+            firsts.append(number)
+            runs.append(run)
+            last = run
+    program += _tree(firsts, runs, 0, len(runs))
+    if (length := _length(program)) > _MOST:
         raise ValueError(
             f"the system-call filter has {length} instructions, the kernel takes {_MOST}; "
             "use fewer syscalls.rules"
         )
-    return code
-
-
-def _ranges(
-    verdicts: Mapping[int, Verdict], otherwise: int, beyond: tuple[int, int]
-) -> list[tuple[int, Verdict]]:
-    """First numbers of runs of calls with one verdict, in order."""
-    first, action = beyond
-    below, above = Verdict(otherwise), Verdict(action)
-    marks = {0, first, *verdicts, *map((1).__add__, verdicts)}
-    runs: list[tuple[int, Verdict]] = []
-    for number in sorted(marks):
-        verdict = verdicts.get(number, above if number >= first else below)
-        if not runs or runs[-1][1] != verdict:
-            runs.append((number, verdict))
-    return runs
+    return program
 
 
 # Jumps lead forward alone, as the kernel demands: what one skips is there before it is.
 
 
-def _tree(runs: list[tuple[int, Verdict]]) -> bytes:
+def _tree(firsts: Sequence[int], runs: Sequence[bytes], begin: int, end: int) -> bytes:
     """A binary search: a tenth of a list's steps, for a call and for the kernel's own walk over all
     calls when it loads the program."""
-    if len(runs) == 1:
-        return _leaf(runs[0][1])
-    middle = len(runs) // 2
-    below = _tree(runs[:middle])
-    return _jump(_JGE, runs[middle][0], len(below) // _SIZE) + below + _tree(runs[middle:])
+    if end - begin == 1:
+        return runs[begin]
+    middle = (begin + end) // 2
+    below = _tree(firsts, runs, begin, middle)
+    return _jump(_JGE, firsts[middle], _length(below)) + below + _tree(firsts, runs, middle, end)
 
 
-def _leaf(verdict: Verdict) -> bytes:
-    if not verdict.clauses:
-        return _pack(_RET, 0, 0, verdict.otherwise)
-    code = b""
+def code(verdict: Verdict) -> bytes:
+    """What decides a call whose number is known."""
+    said = b""
     for clause in verdict.clauses:
         rest = _instruction(_RET, clause.action)
         for test in reversed(clause.tests):
             rest = _compare(test, _length(rest)) + rest
-        code += rest
-    return code + _instruction(_RET, verdict.otherwise)
+        said += rest
+    return said + _instruction(_RET, verdict.otherwise)
 
 
 _LOW: dict[Operator, tuple[int, bool]] = {  # the jump, and whether it is taken when the test holds

@@ -191,25 +191,12 @@ def compile_plan(
     mode = policy.filesystem.workspace
     if mode == "none":
         workspace = None
-    if workspace is not None:
-        workspace = workspace.absolute()
-        if not workspace.is_dir():
-            raise SetupError(f"workspace {workspace} is not a directory; create it or name another")
-        workspace = workspace.resolve()
-        if str(workspace) in (*_TOO_WIDE, *SYSTEM, *PRIVATE):
-            raise SetupError(f"workspace {workspace} is too wide; name the project's own directory")
-        if any(
-            f"{home}/".startswith(f"{workspace}/") for home in _homes(os.environ.get("HOME", ""))
-        ):
-            raise SetupError(
-                f"workspace {workspace} is your home directory, or holds it: every key and password in "
-                "it would be the sandbox's; name the project's own directory"
-            )
+    root = None if workspace is None else _root(workspace)
     namespaces = not policy.dangerously_without_namespaces or not fallback.namespaces_errno()
     if not namespaces:
         fallback.check_accepted(policy)
     maps = subordinate.id_maps() if policy.user == "root" and namespaces else ()
-    write = _granted("write", policy.filesystem.write, workspace)
+    write = _granted("write", policy.filesystem.write, root)
     try:
         devices, facts = grant_gpus(policy.devices.gpu)
     except ValueError as error:
@@ -225,9 +212,9 @@ def compile_plan(
     plan = Plan(
         system=tuple(path for path in system_paths(facts) if path not in files),
         runtime=runtime,
-        read=(*runtime, *_granted("read", policy.filesystem.read, workspace)),
+        read=(*runtime, *_granted("read", policy.filesystem.read, root)),
         write=write,
-        workspace=None if workspace is None else str(workspace),
+        workspace=root,
         workspace_writable=mode == "write",
         tmp_bytes=min(
             policy.filesystem.tmp_bytes,
@@ -322,19 +309,32 @@ def _refused_mode(plan: Plan) -> int:
     return stat.S_ISUID | stat.S_ISGID
 
 
-def _granted(key: str, paths: tuple[str, ...], workspace: Path | None) -> tuple[str, ...]:
-    from pathlib import Path
+def _root(workspace: Path) -> str:
+    """The directory's real path. Raises `SetupError`: there is none, or it holds too much."""
+    root = os.path.realpath(workspace)
+    if not os.path.isdir(root):
+        named = os.path.abspath(workspace)
+        raise SetupError(f"workspace {named} is not a directory; create it or name another")
+    if root in (*_TOO_WIDE, *SYSTEM, *PRIVATE):
+        raise SetupError(f"workspace {root} is too wide; name the project's own directory")
+    if any(f"{home}/".startswith(f"{root}/") for home in _homes(os.environ.get("HOME", ""))):
+        raise SetupError(
+            f"workspace {root} is your home directory, or holds it: every key and password in "
+            "it would be the sandbox's; name the project's own directory"
+        )
+    return root
 
+
+def _granted(key: str, paths: tuple[str, ...], root: str | None) -> tuple[str, ...]:
+    """Real paths of what is granted; relative ones begin in `root`. Raises `SetupError`."""
     granted: list[str] = []
     for path in paths:
-        full = Path(path).expanduser()
-        if not full.is_absolute():
-            full = (workspace or Path.cwd()) / full
-        if not full.exists():
+        full = os.path.join(root or os.getcwd(), os.path.expanduser(path))
+        if not os.path.exists(full):
             raise SetupError(
                 f"filesystem.{key}: {path} does not exist; create it or remove the grant"
             )
-        granted.append(str(full.resolve()))
+        granted.append(os.path.realpath(full))
         if granted[-1] in PRIVATE:
             raise SetupError(
                 f"filesystem.{key}: each sandbox has {path} to itself, empty; grant what is in it"

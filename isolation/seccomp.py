@@ -9,11 +9,11 @@ import errno
 import functools
 import socket
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .bpf import ALLOW, Clause, Operator, Test, Verdict, assemble, errno_action
-from .syscalls import ESSENTIAL, FLOOR, GROUPS, expand, newest, number_of
+from .bpf import ALLOW, Clause, Operator, Test, Verdict, assemble, code, errno_action
+from .syscalls import ESSENTIAL, FLOOR, expand, newest, number_of, numbers_of
 from .widths import bits_of
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _NAMESPACE_FLAGS = 0x7E020080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _NETLINK_ROUTE = 0
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
+_LEAST = ("clone", "@runtime")  # allowed whatever a list does not name
 _REFUSE = errno_action(errno.EPERM)
 _ABSENT = errno_action(errno.ENOSYS)
 
@@ -69,37 +70,57 @@ def is_free(policy: Policy, name: str) -> bool:
 
 @functools.lru_cache(maxsize=64)  # an engine for each workspace and session asks again
 def _compile(rules: Syscalls, apart: bool, attributes: bool, refused_mode: int) -> bytes:
-    denied = set(expand(rules.deny)) | set(FLOOR)
-    denied |= set(() if apart else ("socket", *GROUPS["@ipc"]))
-    denied |= set(() if attributes else _ATTRIBUTES.split())
-    if needed := sorted(denied & ESSENTIAL):
+    denied = numbers_of(rules.deny) | _never(apart, attributes)
+    if denied & numbers_of(ESSENTIAL):
+        needed = [name for name in sorted(ESSENTIAL) if denied & numbers_of((name,))]
         raise ValueError(f"syscalls.deny: {', '.join(needed)}: without it no program can start")
-    listed = {"clone", *GROUPS["@runtime"], *expand(rules.allow)}
-    for name in [*rules.allow, *rules.deny, *(rule.syscall for rule in rules.rules)]:
+    listed = numbers_of(_LEAST) | numbers_of(rules.allow)
+    ruled = dict.fromkeys(rule.syscall for rule in rules.rules)
+    for name in (*rules.allow, *rules.deny, *ruled):
         if not name.startswith("@") and number_of(name) is None:
             raise ValueError(f"unknown system call {name} on this architecture")
-    verdicts: dict[int, Verdict] = {}
-    default = _REFUSE if rules.default_deny else ALLOW
-    guards = {**_GUARDS, **_mode_guards(refused_mode), **({} if apart else _NOT_APART)}
-    special = {*guards, *(rule.syscall for rule in rules.rules)}
-    usual, other = Verdict(default), Verdict(ALLOW if rules.default_deny else _REFUSE)
-    for name in (listed - denied if rules.default_deny else denied) - special:
-        if (number := number_of(name)) is not None:
-            verdicts[number] = other
-    for name in sorted(special):
-        if (number := number_of(name)) is None:
-            continue
+    allowed = (listed if rules.default_deny else -1) & ~denied
+    guards = _guards(apart, refused_mode)
+    codes = {n: text for n, text in _guarded(apart, refused_mode).items() if allowed >> n & 1}
+    for name in sorted(ruled):
+        number = number_of(name)
+        assert number is not None
         verdict = _verdict(
-            name, rules.rules, guards.get(name, []), denied=name in denied,
-            allowed=name not in denied and (not rules.default_deny or name in listed),
+            name, rules.rules, guards.get(name, []),
+            denied=bool(denied >> number & 1), allowed=bool(allowed >> number & 1),
         )  # fmt: skip
-        if verdict != usual:
-            verdicts[number] = verdict
+        codes[number] = code(verdict)
     # Its flags sit behind a pointer; without it, glibc uses clone(2).
     if (clone3 := number_of("clone3")) is not None:
-        verdicts[clone3] = Verdict(otherwise=_ABSENT)
-    beyond = _ABSENT if rules.default_deny or not apart else ALLOW
-    return assemble(verdicts, default, (newest() + 1, beyond))
+        codes[clone3] = code(Verdict(_ABSENT))
+    if rules.default_deny:
+        return assemble(allowed, ALLOW, _REFUSE, (newest() + 1, _ABSENT), codes)
+    return assemble(denied, _REFUSE, ALLOW, (newest() + 1, ALLOW if apart else _ABSENT), codes)
+
+
+@functools.cache
+def _never(apart: bool, attributes: bool) -> int:
+    """What no policy allows, as `numbers_of`."""
+    names = [*FLOOR]
+    names += [] if apart else ["socket", "@ipc"]
+    names += [] if attributes else _ATTRIBUTES.split()
+    return numbers_of(names)
+
+
+@functools.cache
+def _guards(apart: bool, refused_mode: int) -> Mapping[str, Sequence[tuple[Test, ...]]]:
+    """By name, what is refused of calls that are allowed."""
+    return {**_GUARDS, **_mode_guards(refused_mode), **({} if apart else _NOT_APART)}
+
+
+@functools.cache
+def _guarded(apart: bool, refused_mode: int) -> Mapping[int, bytes]:
+    """By number, the code of a call that is allowed and that no rule is about."""
+    return {
+        number: code(_verdict(name, (), guards, allowed=True, denied=False))
+        for name, guards in _guards(apart, refused_mode).items()
+        if (number := number_of(name)) is not None
+    }
 
 
 def _verdict(
@@ -216,9 +237,7 @@ def compile_operation_filter(*, writes: bool, connects: bool) -> bytes:
         names += _OPERATION_WRITES.split()
     if connects:
         names += _OPERATION_CONNECTS.split()
-    numbers = [number for name in names if (number := number_of(name)) is not None]
-    verdicts = {number: Verdict(otherwise=ALLOW) for number in numbers}
-    return assemble(verdicts, _REFUSE, (newest() + 1, _ABSENT))
+    return assemble(numbers_of(names), ALLOW, _REFUSE, (newest() + 1, _ABSENT), {})
 
 
 def _constant(value: int | str) -> int:

@@ -199,8 +199,29 @@ def number_of(name: str) -> int | None:
     return number if number >= 0 else None
 
 
+def numbers_of(names: Iterable[str]) -> int:
+    """A set of calls and `@group`s by their numbers: bit n for number n. Without those that this
+    architecture has not.
+
+    Raises:
+        ValueError: an unknown group; names those that are known.
+        ImportError: libseccomp is not installed.
+    """
+    found = 0
+    for name in names:
+        found |= _bits(name)
+    return found
+
+
+@functools.cache
+def _bits(name: str) -> int:
+    if name.startswith("@"):
+        return numbers_of(expand((name,)))
+    number = number_of(name)
+    return 0 if number is None else 1 << number
+
+
 @functools.cache
 def newest() -> int:
     """The highest number that any call known here has."""
-    known = {*FLOOR, "clone3", *(name for names in GROUPS.values() for name in names)}
-    return max(number for name in known if (number := number_of(name)) is not None)
+    return numbers_of((*FLOOR, "clone3", *GROUPS)).bit_length() - 1
