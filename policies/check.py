@@ -20,6 +20,7 @@ from .meaning import (
     hosts_without_meaning,
     tools_without_meaning,
 )
+from .model import ALWAYS
 from .request import BUILT_IN
 from .words import bytes_words
 
@@ -60,6 +61,7 @@ def check(policy: Policy) -> list[Finding]:
     """Everything that is found, in the order of the sections."""
     parts = (
         _filesystem, _syscalls, _capabilities, _resources, _network, _environment, _tools, _flow,
+        _require,
     )  # fmt: skip
     return [Finding(kind=k, key=key, text=t) for part in parts for k, key, t in part(policy)]
 
@@ -309,6 +311,18 @@ def _flow(policy: Policy) -> Iterator[_Found]:
                 "a command sees that and the network at once, and no rule stands between; hide it from "
                 "commands (filesystem.hide)",
             )
+
+
+def _require(policy: Policy) -> Iterator[_Found]:
+    # Who accepts to be without namespaces does not require what they hold: isolation/fallback.py.
+    lost = ("namespaces", "mounts", "capabilities") if policy.dangerously_without_namespaces else ()
+    if left := [name for name in ALWAYS if name not in (*policy.require, *lost)]:
+        yield (
+            "too wide",
+            "require",
+            f"without {', '.join(left)}, commands also run where a host cannot hold them to that; name all "
+            "that is to hold, for this takes the place of what is extended",
+        )
 
 
 def _always(rule: ToolRule) -> bool:

@@ -14,7 +14,7 @@ from .section import Bytes, Cores, Seconds, Section
 LayerName = Literal[
     "namespaces", "mounts", "capabilities", "landlock", "seccomp", "cgroup", "network"
 ]
-_ALWAYS: tuple[LayerName, ...] = (
+ALWAYS: tuple[LayerName, ...] = (
     "namespaces", "mounts", "capabilities", "landlock", "seccomp", "network",
 )  # fmt: skip
 
@@ -207,7 +207,7 @@ class Policy(Section):
     audit: Audit = Audit()
     screens: Screens = Screens()
     limits: tuple[Limit, ...] = ()
-    require: tuple[LayerName, ...] = _ALWAYS
+    require: tuple[LayerName, ...] = ALWAYS
     # What may be lost where the kernel lets nobody have namespaces; nothing runs there without all that
     # the policy needs of it (isolation/fallback.py).
     dangerously_without_namespaces: tuple[
