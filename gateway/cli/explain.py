@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,11 +37,14 @@ def explain(args: argparse.Namespace) -> int:
     from ...isolation.guard import Guard
     from ...isolation.plan import compile_plan
     from ...policies import CanonicalError, Rules, parse_json
+    from ...policies.request import BUILT_IN
     from ..call import Call, place_of
     from ..calls import judge_call
     from . import fail
     from .policy import looked_at
 
+    if not args.server and args.tool not in BUILT_IN:
+        return fail(f"--tool: {_no_tool(args.tool, BUILT_IN)}")
     workspace = Path(args.workspace)
     policy = looked_at(args.profile, workspace)
     try:
@@ -70,6 +75,18 @@ def explain(args: argparse.Namespace) -> int:
     show = _json if args.json else _text
     print(show(call, decision, policy, notes))
     return 0
+
+
+def _no_tool(name: str, known: Iterable[str]) -> str:
+    """Why there is none of that name, whose verdict nobody would ever get."""
+    server, _, tool = name.partition("__")
+    if tool:
+        return f"another server's tool is named by both: --server {server} --tool {tool}"
+    near = difflib.get_close_matches(name, known, 1)
+    meant = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."
+    return (
+        f"there is no built-in tool {name}{meant} Of another server's tool, name its --server, too"
+    )
 
 
 def _json(call: Call, decision: Decision, policy: Policy, notes: dict[str, str]) -> str:

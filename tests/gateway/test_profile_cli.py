@@ -100,6 +100,23 @@ def test_the_text_names_verdict_rule_and_sandbox(here: Path, capsys: pytest.Capt
         assert main([*args, wrong]) == 2
 
 
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        ("shel", "there is no built-in tool shel; did you mean shell?"),
+        ("zzz", "there is no built-in tool zzz; there are shell, "),
+        ("github__push", "--server github --tool push"),
+    ],
+)
+def test_a_tool_that_there_is_not_has_no_verdict(
+    tool: str, words: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", "explain", "-p", "./p.yaml", "--tool", tool]) == 2
+    said = capsys.readouterr()
+    assert (said.out, words in said.err) == ("", True)
+    explained(capsys, "push", "github")  # the control: another server's tool may have any name
+
+
 def test_check_says_what_it_finds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "check", "./p.yaml"]) == 0
     wrong = 'name: w\nextends: base\nsyscalls: {deny: [futex]}\nfilesystem: {read: ["~"]}\n'
