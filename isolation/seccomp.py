@@ -75,16 +75,18 @@ def _compile(rules: Syscalls, apart: bool, attributes: bool, refused_mode: int) 
         needed = [name for name in sorted(ESSENTIAL) if denied & numbers_of((name,))]
         raise ValueError(f"syscalls.deny: {', '.join(needed)}: without it no program can start")
     listed = numbers_of(_LEAST) | numbers_of(rules.allow)
-    ruled = dict.fromkeys(rule.syscall for rule in rules.rules)
-    for name in (*rules.allow, *rules.deny, *ruled):
-        if not name.startswith("@") and number_of(name) is None:
-            raise ValueError(f"unknown system call {name} on this architecture")
+    for name in (*rules.allow, *rules.deny):
+        if not name.startswith("@"):
+            _number(name)
+    ruled: dict[str, int] = {}
+    for rule in rules.rules:
+        if rule.syscall.startswith("@"):
+            raise ValueError(f"syscalls.rules: {rule.syscall}: a rule is about one call, no group")
+        ruled[rule.syscall] = _number(rule.syscall)
     allowed = (listed if rules.default_deny else -1) & ~denied
     guards = _guards(apart, refused_mode)
     codes = {n: text for n, text in _guarded(apart, refused_mode).items() if allowed >> n & 1}
-    for name in sorted(ruled):
-        number = number_of(name)
-        assert number is not None
+    for name, number in sorted(ruled.items()):
         verdict = _verdict(
             name, rules.rules, guards.get(name, []),
             denied=bool(denied >> number & 1), allowed=bool(allowed >> number & 1),
@@ -96,6 +98,12 @@ def _compile(rules: Syscalls, apart: bool, attributes: bool, refused_mode: int) 
     if rules.default_deny:
         return assemble(allowed, ALLOW, _REFUSE, (newest() + 1, _ABSENT), codes)
     return assemble(denied, _REFUSE, ALLOW, (newest() + 1, ALLOW if apart else _ABSENT), codes)
+
+
+def _number(name: str) -> int:
+    if (number := number_of(name)) is None:
+        raise ValueError(f"unknown system call {name} on this architecture")
+    return number
 
 
 @functools.cache

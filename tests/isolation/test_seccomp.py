@@ -172,6 +172,15 @@ def test_no_rule_opens_what_is_never_allowed() -> None:
         compiled(allow=("nonesuch",))
 
 
+def test_a_rule_on_what_is_no_call_is_refused_and_not_left_out() -> None:
+    test = {"arg": 0, "op": "eq", "value": 0, "action": "deny"}
+    for name, words in (("@ipc", "@ipc: a rule is about one call"), ("nonesuch", "unknown")):
+        with pytest.raises(ValueError, match=words):
+            compiled({"syscall": name, **test})
+    program = compiled({"syscall": "semget", **test})  # the control: a call of that group
+    assert decide(program, [("semget", (0, 1, 0)), ("semget", (7, 1, 0))]) == ["EPERM", "ENOENT"]
+
+
 @pytest.mark.parametrize("junk", [0, 1 << 16, 0xFFFFFFFFFFFF0000])
 def test_no_call_makes_a_file_setuid_unless_it_may(junk: int) -> None:
     def calls(mode: int) -> list[Call]:
