@@ -186,6 +186,15 @@ def hampered(policy: Policy) -> list[str]:
     return said
 
 
+def allowed_in_vain(policy: Policy) -> list[str]:
+    """A sentence for each call that it allows and no sandbox may make; `purple profile check`."""
+    return [
+        f"syscalls.allow: {name}: no sandbox may make it, whatever its policy says; remove it"
+        for name in policy.syscalls.allow
+        if name in FLOOR
+    ]
+
+
 @functools.cache
 def number_of(name: str) -> int | None:
     """The number of a call on this architecture; None where it has none.

@@ -103,7 +103,7 @@ def _diff(name: str, other: str, project: Path) -> int:
 def _check(name: str, project: Path) -> int:
     from ...isolation import SetupError
     from ...isolation.plan import compile_plan
-    from ...isolation.syscalls import hampered
+    from ...isolation.syscalls import allowed_in_vain, hampered
     from ...policies.check import check
     from ..approvals.question import visible
     from .policy import looked_at
@@ -116,7 +116,7 @@ def _check(name: str, project: Path) -> int:
             compile_plan(policy, None)
     except (SetupError, ValueError) as error:
         findings.append(str(error))
-    findings += map(str, check(policy))
+    findings += [*allowed_in_vain(policy), *map(str, check(policy))]
     for finding in findings:
         print(visible(f"{policy.name}: {finding}"))
     if not findings:

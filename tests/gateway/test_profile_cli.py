@@ -119,11 +119,12 @@ def test_a_tool_that_there_is_not_has_no_verdict(
 
 def test_check_says_what_it_finds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "check", "./p.yaml"]) == 0
-    wrong = 'name: w\nextends: base\nsyscalls: {deny: [futex]}\nfilesystem: {read: ["~"]}\n'
+    wrong = 'name: w\nextends: base\nsyscalls: {deny: [futex], allow: [mount]}\nfilesystem: {read: ["~"]}\n'
     (here / "w.yaml").write_text(wrong)
     assert main(["profile", "check", "./w.yaml"]) == 1
     said = capsys.readouterr().out
     assert "syscalls.deny: futex: without it no shell" in said
+    assert "syscalls.allow: mount: no sandbox may make it" in said
     assert "filesystem.read[0]: too wide: ~ " in said
 
 

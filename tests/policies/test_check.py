@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from purplebox.gateway.tools import TOOLS
-from purplebox.isolation.syscalls import hampered
+from purplebox.isolation.syscalls import allowed_in_vain, hampered
 from purplebox.policies import Policy, list_policies, load_policy
 from purplebox.policies.check import check
 from purplebox.policies.meaning import ARGUMENTS
@@ -178,6 +178,11 @@ def test_the_arguments_of_built_in_tools_are_those_of_their_schemas() -> None:
 def test_a_list_that_starts_nothing_is_found(deny: str, words: str) -> None:
     assert words in hampered(policy(syscalls={"deny": (deny,)}))[0]
     assert hampered(policy(syscalls={"deny": ("@debug", "socket")})) == []
+
+
+def test_a_call_that_is_allowed_in_vain_is_found() -> None:
+    (said,) = allowed_in_vain(policy(syscalls={"allow": ("@default", "unshare", "ptrace")}))
+    assert said.startswith("syscalls.allow: unshare: no sandbox may make it")
 
 
 @pytest.mark.parametrize("name", [i.name for i in list_policies() if i.origin == "shipped"])
