@@ -131,6 +131,7 @@ def _in_ranges(text: str, ranges: Sequence[str]) -> bool:
         others = [parse_range(other) for other in ranges]
     except ValueError:
         return text in ranges
+    # Those of one version can be compared, which type checkers do not see.
     return network is not None and any(
         other is not None
         and other.version == network.version

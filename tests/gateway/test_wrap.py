@@ -258,7 +258,7 @@ for line in sys.stdin:
         result = {"content": [{"type": "text", "text": text}]}
     if "id" in message:
         print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
-time.sleep(float(sys.argv[1]))
+time.sleep(float(sys.argv[1]))  # it does not end with its stdin
 """
 
 

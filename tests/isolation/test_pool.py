@@ -144,7 +144,7 @@ def test_calls_that_never_pause_have_replacements_all_the_same(
         third = pool.take_ready()
         assert third is not None
         before = made.made
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # in which a replacement would have been begun
         assert made.made == before
         made.discard(first)
         pool.done()  # others are in use still

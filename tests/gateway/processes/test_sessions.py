@@ -53,7 +53,7 @@ async def test_sessions_and_gateways_end_what_they_have(here: Here, raw_client: 
             answer = await wire.ask("tools/call", asked)
             assert answer["result"]["structuredContent"]["running"] is True
         before = (workspace / "beat").stat().st_mtime_ns
-        await anyio.sleep(0.1)
+        await anyio.sleep(0.1)  # ten beats
         assert (workspace / "beat").stat().st_mtime_ns == before
         mine = await gateway.call("process_list", client="me", session="kept")
         assert [one["process_id"] for one in here.content(mine)["processes"]] == [kept]
